@@ -1,0 +1,71 @@
+"""Qwen3-Embedding in your vector stack: one encoder behind Chroma, LangChain, LlamaIndex, Qdrant.
+
+The public names load on first use (PEP 562): importing the package imports neither torch nor a
+host. The doors are modules of their own: `qwen3_embedding_integrations.chroma`, `.langchain`,
+`.llama_index`, `.qdrant`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .contract import EmbeddingContract, Encoder
+    from .core.config import EncoderConfig
+    from .encoder import EncoderStats, Qwen3Encoder
+    from .errors import (
+        ConfigError,
+        ContractMismatchError,
+        DeviceOutOfMemoryError,
+        EngineClosedError,
+        EngineError,
+        InputError,
+        MissingDependencyError,
+        ModelError,
+        ModelLoadError,
+        NonFiniteOutputError,
+        Qwen3EmbeddingError,
+        TextTooLongError,
+    )
+    from .sharing import shared_encoder
+
+__all__ = [
+    "ConfigError",
+    "ContractMismatchError",
+    "DeviceOutOfMemoryError",
+    "EmbeddingContract",
+    "Encoder",
+    "EncoderConfig",
+    "EncoderStats",
+    "EngineClosedError",
+    "EngineError",
+    "InputError",
+    "MissingDependencyError",
+    "ModelError",
+    "ModelLoadError",
+    "NonFiniteOutputError",
+    "Qwen3EmbeddingError",
+    "Qwen3Encoder",
+    "TextTooLongError",
+    "shared_encoder",
+]
+
+_HOMES = {
+    "EmbeddingContract": "contract",
+    "Encoder": "contract",
+    "EncoderConfig": "core.config",
+    "EncoderStats": "encoder",
+    "Qwen3Encoder": "encoder",
+    "shared_encoder": "sharing",
+}  # the rest are errors
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,164 @@
+"""The options, checked once: EngineConfig says which weights run where, EncoderConfig the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal, TypedDict, Unpack
+
+from ..errors import ConfigError
+from .prompts import WEB_SEARCH
+
+DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
+MAX_LENGTH = 8192  # what the model card and the published MTEB runs use
+MIN_DIMENSIONS = 32  # the narrowest width the models were trained to be cut to (model card)
+TINY = "tiny"  # the small model this package carries, for trying and for tests
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+AttentionBackend = Literal["auto", "flash", "efficient", "sdpa"]
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTENTION_BACKENDS = ("auto", "flash", "efficient", "sdpa")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Which weights run where. Frozen, hashable, JSON-able.
+
+    Two encoders whose options agree in these can share one copy of the weights.
+    """
+
+    model: str = DEFAULT_MODEL
+    """A hub id, a folder, or "tiny" (a small model this package carries, for trying and tests)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; None takes the newest."""
+    device: str = "auto"
+    """"auto" (CUDA, then MPS, then CPU), "cpu", "mps", "cuda" or "cuda:N"."""
+    dtype: DType = "auto"
+    """"auto" is bfloat16 where the device computes fast in it, else float32."""
+    attention: AttentionBackend = "auto"
+    """"auto" takes the best the device has: "flash", "efficient" or "sdpa"."""
+    max_batch_tokens: int | Literal["auto"] = "auto"
+    """Tokens of one forward at most; one longer text still runs, alone."""
+    local_files_only: bool = False
+    """Never ask the network for a hub model."""
+
+    def __post_init__(self) -> None:
+        check_type("model", self.model, str)
+        if not self.model.strip():
+            raise ConfigError("model is empty; give a hub id, a folder, or 'tiny'")
+        if self.revision is not None:
+            check_type("revision", self.revision, str)
+        check_type("device", self.device, str)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("attention", self.attention, ATTENTION_BACKENDS)
+        if self.max_batch_tokens != "auto":
+            check_range("max_batch_tokens", self.max_batch_tokens, 1, 1_000_000)
+        check_type("local_files_only", self.local_files_only, bool)
+
+
+class EncoderOptions(TypedDict, total=False):
+    """EncoderConfig's options, for doors that take them by name."""
+
+    model: str
+    revision: str | None
+    device: str
+    dtype: DType
+    attention: AttentionBackend
+    max_batch_tokens: int | Literal["auto"]
+    local_files_only: bool
+    dimensions: int | None
+    instruction: str
+    max_length: int
+    on_too_long: Literal["truncate", "error", "chunk_mean"]
+    on_empty: Literal["error", "embed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(EngineConfig):
+    """Every option of an encoder. Frozen, hashable, JSON-able; checked when made (ConfigError)."""
+
+    dimensions: int | None = None
+    """Width of the vectors, from 32 to the model's own; None is the model's own."""
+    instruction: str = WEB_SEARCH
+    """What queries are for; one English sentence works best, also for Chinese texts."""
+    max_length: int = MAX_LENGTH
+    """Tokens of a text at most, instruction and end token included. The default is lowered to
+    what a smaller model can read."""
+    on_too_long: Literal["truncate", "error", "chunk_mean"] = "truncate"
+    """"truncate" cuts and warns, "error" raises, "chunk_mean" takes the mean of the parts."""
+    on_empty: Literal["error", "embed"] = "error"
+    """What to do with empty and blank texts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dimensions is not None:
+            check_range("dimensions", self.dimensions, MIN_DIMENSIONS, 1_000_000)
+        check_instruction(self.instruction)
+        check_range("max_length", self.max_length, 4, 1_000_000)
+        check_choice("on_too_long", self.on_too_long, ("truncate", "error", "chunk_mean"))
+        check_choice("on_empty", self.on_empty, ("error", "embed"))
+
+    @classmethod
+    def from_options(cls, **options: Unpack[EncoderOptions]) -> EncoderConfig:
+        """Return the config of these options; an unknown name is a ConfigError."""
+        check_options(options, [field.name for field in fields(cls)])
+        return cls(**options)
+
+    @classmethod
+    def of(cls, config: EncoderConfig | str | None) -> EncoderConfig:
+        """Return `config` itself, the config of a model's name, or the default."""
+        if isinstance(config, EncoderConfig):
+            return config
+        if config is None:
+            return cls()
+        if isinstance(config, str):
+            return cls(model=config)
+        raise ConfigError(f"config is {config!r}; give an EncoderConfig or a model's name")
+
+    @property
+    def engine(self) -> EngineConfig:
+        """The options that need their own copy of the weights."""
+        return EngineConfig(**{f.name: getattr(self, f.name) for f in fields(EngineConfig)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON-able values; `EncoderConfig.from_options(**d)` reads them."""
+        return asdict(self)
+
+
+def check_type(option: str, value: object, kind: type) -> None:
+    """Raise ConfigError unless `value` is a `kind`."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{option} is {value!r}, a {type(value).__name__}; give {kind.__name__}")
+
+
+def check_choice(option: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise ConfigError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ConfigError(f"{option} is {value!r}; choose one of {', '.join(map(repr, allowed))}")
+
+
+def check_range(option: str, value: object, lowest: int, highest: int) -> None:
+    """Raise ConfigError unless `value` is an int from `lowest` to `highest`."""
+    check_type(option, value, int)
+    if isinstance(value, int) and not lowest <= value <= highest:
+        raise ConfigError(f"{option} is {value}; choose a number from {lowest} to {highest}")
+
+
+def check_options(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise ConfigError for a name that is no option, with the nearest one that is."""
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"unknown option {name!r}{hint} (options: {', '.join(known)})")
+
+
+def check_instruction(instruction: object) -> None:
+    """Raise ConfigError unless `instruction` is a sentence."""
+    check_type("instruction", instruction, str)
+    if not str(instruction).strip():
+        raise ConfigError(
+            "instruction is blank, a form the model was not trained on; give a sentence, or encode "
+            "texts without any instruction by encode_documents"
+        )

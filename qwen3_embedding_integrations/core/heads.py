@@ -1,0 +1,54 @@
+"""Last hidden state to result: unit vectors, checked, on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from ..errors import NonFiniteOutputError
+from .model import Qwen3Model
+from .packing import PackedBatch
+
+Vectors = npt.NDArray[np.float32]
+
+
+class EmbeddingHead:
+    """Starts a forward and hands back what waits for its vectors."""
+
+    def __init__(self, model: Qwen3Model) -> None:
+        self._model = model
+
+    @torch.inference_mode()
+    def __call__(self, batch: PackedBatch) -> Callable[[], Vectors]:
+        """Launch the batch; the returned function waits for its unit vectors, (B, H) float32."""
+        vectors = F.normalize(self._model(batch).float(), dim=-1)  # (B, H)
+        if not vectors.is_cuda:
+            return lambda: self._checked(vectors.cpu().numpy())
+        on_host = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
+        on_host.copy_(vectors, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def wait() -> Vectors:
+            copied.synchronize()
+            return self._checked(on_host.numpy())
+
+        return wait
+
+    def _checked(self, vectors: Vectors) -> Vectors:
+        if np.isfinite(vectors).all():
+            return vectors
+        num_bad = int((~np.isfinite(vectors).all(axis=1)).sum())
+        name = str(self._model.dtype).removeprefix("torch.")
+        remedy = (
+            'use dtype="bfloat16", or "float32" where the device lacks it'
+            if name == "float16"
+            else f'the weights may be damaged: compare with dtype="float32" (now {name})'
+        )
+        raise NonFiniteOutputError(
+            f"{num_bad} of {len(vectors)} vectors hold NaN or inf in {name}; {remedy}"
+        )

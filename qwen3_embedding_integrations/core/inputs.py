@@ -1,0 +1,141 @@
+"""A list of texts, checked, to the sequences the engine takes: blank, damaged and too long ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ConfigError, InputError, TextTooLongError
+from .packing import Int32Array
+from .tokenizer import Prompt, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+MAX_NAMED = 20  # indices listed in a message
+
+
+@dataclass(frozen=True, slots=True)
+class InputRules:
+    """What is done with texts that are too long or blank."""
+
+    max_length: int
+    on_too_long: str
+    on_empty: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The sequences of a call."""
+
+    sequences: list[Int32Array]  # in the order of the texts; a chunked text has several
+    prefix_ids: tuple[int, ...]
+    pieces: list[int] | None  # how many sequences each text has; None where each has one
+    num_tokens: int
+    num_truncated: int
+
+    def pool(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return one vector per text from one per sequence: the mean by tokens, not normalised."""
+        if self.pieces is None:
+            return vectors
+        weights = np.array([len(ids) - 1 for ids in self.sequences], np.float32)
+        starts = np.concatenate([[0], np.cumsum(self.pieces)[:-1]])
+        return np.add.reduceat(vectors * np.maximum(weights, 1)[:, None], starts, axis=0)
+
+
+def check_texts(texts: Sequence[str], word: str, rules: InputRules, first_index: int = 0) -> None:
+    """Raise TypeError or InputError unless every text can be encoded; `word` is what they are."""
+    if isinstance(texts, str):
+        singular = {"queries": "query", "documents": "document"}[word]
+        raise TypeError(f"{word} is a str; pass a list: [{singular}]")
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes | bytearray):
+        remedy = "; stream_documents takes any iterable" if word == "documents" else ""
+        raise TypeError(f"{word} is a {type(texts).__name__}; pass a list of str{remedy}")
+    for index, text in enumerate(texts, first_index):
+        if not isinstance(text, str):
+            raise InputError(
+                f"{word}[{index}] is {text!r:.80}, a {type(text).__name__}; every element must be "
+                "a str",
+                index=index,
+            )
+        if rules.on_empty == "error" and not text.strip():
+            kind = "blank" if text else "empty"
+            raise InputError(
+                f'{word}[{index}] is {kind}; leave it out, or set on_empty="embed" to encode it '
+                "as it is",
+                index=index,
+            )
+        try:
+            if not text.isascii():
+                text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{word}[{index}] holds a lone surrogate (U+{ord(text[error.start]):04X} at "
+                f"character {error.start}), which no Unicode encoding can carry; read the source "
+                'with errors="replace"',
+                index=index,
+            ) from error
+
+
+def prepare(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    word: str,
+    rules: InputRules,
+    *,
+    prompt: str | None = None,
+    first_index: int = 0,
+) -> Inputs:
+    """Return what the engine reads for these texts, with `prompt` before each of them."""
+    check_texts(texts, word, rules, first_index)
+    head = tokenizer.prompt(prompt) if prompt else Prompt((), "")
+    num_prefix = len(head.prefix_ids)
+    room = rules.max_length - num_prefix  # for the tail, the text and the end token
+    if prompt and room <= len(tokenizer.encode([head.tail])[0]):
+        raise ConfigError(
+            f"the instruction takes {num_prefix + 2} tokens, max_length is {rules.max_length}: no "
+            "room is left for the query; shorten the instruction or raise max_length"
+        )
+    sequences = tokenizer.encode([head.tail + text for text in texts] if head.tail else texts)
+    lengths = [len(ids) + num_prefix for ids in sequences]
+    too_long = [i for i, length in enumerate(lengths) if length > rules.max_length]
+    if not too_long:
+        num_tokens = sum(lengths)
+        return Inputs(sequences, head.prefix_ids, None, num_tokens, 0)
+    if rules.on_too_long == "error":
+        index = too_long[0]
+        raise TextTooLongError(
+            index=index + first_index, num_tokens=lengths[index], max_length=rules.max_length
+        )
+    if rules.on_too_long == "truncate":
+        _warn_of_truncation(too_long, lengths, word, rules, first_index)
+        for i in too_long:
+            sequences[i] = tokenizer.cut(sequences[i], room)
+        num_tokens = sum(len(ids) + num_prefix for ids in sequences)
+        return Inputs(sequences, head.prefix_ids, None, num_tokens, len(too_long))
+    pieces = [[ids] for ids in sequences]
+    for i in too_long:
+        pieces[i] = tokenizer.chunk(texts[i], room, head=head.tail)
+    flat = [ids for part in pieces for ids in part]
+    num_tokens = sum(len(ids) + num_prefix for ids in flat)
+    return Inputs(flat, head.prefix_ids, [len(part) for part in pieces], num_tokens, 0)
+
+
+def _warn_of_truncation(
+    too_long: list[int], lengths: list[int], word: str, rules: InputRules, first_index: int
+) -> None:
+    named = ", ".join(str(i + first_index) for i in too_long[:MAX_NAMED])
+    more = f" and {len(too_long) - MAX_NAMED} more" if len(too_long) > MAX_NAMED else ""
+    logger.warning(
+        "%d of %d %s were cut to max_length=%d tokens (the longest has %d): indices %s%s",
+        len(too_long),
+        len(lengths),
+        word,
+        rules.max_length,
+        max(lengths),
+        named,
+        more,
+    )

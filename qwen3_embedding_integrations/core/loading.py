@@ -1,0 +1,167 @@
+"""From EngineConfig to a model that runs: device, dtype, weights, tokenizer, engine."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from ..errors import ConfigError, ModelLoadError
+from .attention import FLASH_CAPABILITY, choose_attention
+from .checkpoint import Architecture, content_hash, locate_model, read_architecture, weight_files
+from .config import EngineConfig
+from .engine import Engine
+from .heads import EmbeddingHead
+from .model import Qwen3Model
+from .tokenizer import Tokenizer
+from .weights import load_weights
+
+logger = logging.getLogger(__name__)
+
+# Wide enough to keep the matrix units busy, small enough that a search waits little behind it.
+MAX_BATCH_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """One copy of the weights, the engine that runs them, and what they are."""
+
+    config: EngineConfig  # with device, dtype and max_batch_tokens resolved
+    folder: Path
+    architecture: Architecture
+    tokenizer: Tokenizer
+    engine: Engine
+    stamps: tuple[tuple[Path, int, int], ...]  # each weight file's size and time when it was read
+
+    @cached_property
+    def content_hash(self) -> str:
+        """What tells this model from any other, see `checkpoint.content_hash`.
+
+        Raises ModelLoadError when the files have changed since they were loaded.
+        """
+        if _stamps(self.folder) != self.stamps:
+            raise ModelLoadError(
+                f"the files in {self.folder} have changed since the model was loaded, so its "
+                "identity is unknown; load it again"
+            )
+        return content_hash(self.folder, self.architecture)
+
+
+def load_model(config: EngineConfig) -> LoadedModel:
+    """Return the model, ready to run. Raises ModelLoadError or ConfigError."""
+    config = resolve(config)
+    folder = locate_model(config)
+    architecture = read_architecture(folder)
+    tokenizer = Tokenizer(folder)
+    device, dtype = torch.device(config.device), _torch_dtype(config.dtype)
+    attention, reason = choose_attention(config.attention, device, dtype)
+    stamps = _stamps(folder)
+    weights = load_weights(folder, architecture, device=device, dtype=dtype)
+    model = Qwen3Model(
+        weights,
+        architecture,
+        attention=attention,
+        device=device,
+        dtype=_activation_dtype(device, dtype),
+    )
+    engine = Engine(
+        EmbeddingHead(model),
+        width=architecture.hidden_size,
+        max_batch_tokens=int(config.max_batch_tokens),
+        device=config.device,
+        max_in_flight=2 if device.type == "cuda" else 1,
+    )
+    logger.info("%s on %s; attention: %s", config.model, config.device, reason)
+    return LoadedModel(config, folder, architecture, tokenizer, engine, stamps)
+
+
+def resolve(config: EngineConfig) -> EngineConfig:
+    """Return the config with every "auto" replaced by what this machine makes of it."""
+    device = _resolve_device(config.device)
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if _has_fast_bfloat16(device) else "float32"
+    elif dtype == "bfloat16" and device.type == "cuda" and not _has_fast_bfloat16(device):
+        raise ConfigError(
+            f'dtype="bfloat16": {torch.cuda.get_device_name(device)} cannot compute in it (it '
+            'needs sm_80); use "float32", or "float16" with the 0.6B model'
+        )
+    budget = config.max_batch_tokens
+    return replace(
+        config,
+        device=str(device),
+        dtype=dtype,
+        max_batch_tokens=MAX_BATCH_TOKENS[device.type] if budget == "auto" else budget,
+    )
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f'device is {name!r}; choose "auto", "cpu", "mps" or "cuda:0"') from error
+    if device.type not in MAX_BATCH_TOKENS:
+        raise ConfigError(f'device is {name!r}; choose "auto", "cpu", "mps" or "cuda:0"')
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError('device="mps": this machine has no Metal device; use device="auto"')
+    if device.type == "cuda":
+        num_cards = torch.cuda.device_count()
+        index = device.index or 0
+        if index >= num_cards:
+            raise ConfigError(
+                f'device="{name}": {num_cards} CUDA devices are visible to this build of torch '
+                f'({torch.__version__}); use device="auto"'
+            )
+        device = torch.device("cuda", index)
+    return device
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        # is_bf16_supported() counts emulation.
+        return torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+    return _cpu_multiplies_bfloat16()
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether bfloat16 products beat float32 ones on this processor.
+
+    True with AMX, and with AVX512-BF16 on AMD (twice float32's rate on Zen 4). Intel's AVX512-BF16
+    without AMX, as virtual machines often show it, multiplies bfloat16 at 0.6 of float32's rate
+    (oneDNN 3.12, torch 2.13).
+    """
+    # torch has no public word for a processor's abilities.
+    if torch.cpu._is_amx_tile_supported():  # pyright: ignore[reportPrivateUsage]
+        return True
+    if not torch.cpu._is_avx512_bf16_supported():  # pyright: ignore[reportPrivateUsage]
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")[:4096]
+
+
+def _activation_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return what the forward computes in: float32 where that is faster than the weights' dtype."""
+    if device.type != "cpu" or (dtype == torch.bfloat16 and _cpu_multiplies_bfloat16()):
+        return dtype
+    return torch.float32
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    return {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }[name]
+
+
+def _stamps(folder: Path) -> tuple[tuple[Path, int, int], ...]:
+    stats = [(path, path.stat()) for path in weight_files(folder)]
+    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)

@@ -1,0 +1,157 @@
+"""The packed Qwen3 forward: last layer pruned, instruction keys and values reused.
+
+Follows transformers' Qwen3Model (modeling_qwen3.py, 4.51 to 5.23), which stays the oracle of the
+tests, with three differences that do not change the result: no padding, one projection for all
+that read the same input, and in the last layer only each text's last token goes past the keys.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import kernels
+from .attention import Attention, Segments
+from .checkpoint import Architecture
+from .packing import PackedBatch
+from .weights import Layer, Weights
+
+MAX_PREFIXES = 32  # instructions whose keys and values are kept
+
+
+class Prefix(NamedTuple):
+    """Per layer, the keys and values of tokens that every text of a batch begins with."""
+
+    keys: list[torch.Tensor]  # each (P, Hk, D)
+    values: list[torch.Tensor]  # each (P, Hk, D)
+
+
+class _Plan(NamedTuple):
+    """What every layer of one forward needs to know of its batch; all on the device."""
+
+    segments: Segments
+    last_segments: Segments  # of the last layer: one query per text
+    cos: torch.Tensor  # (T, 1, D / 2) float32
+    sin: torch.Tensor  # (T, 1, D / 2) float32
+    last_rows: torch.Tensor  # (B,) int64, each text's last token
+    own_rows: torch.Tensor  # (T,) int64, where a token's key lies among all keys
+    prefix_rows: torch.Tensor  # (B * P,) int64, where the prefix's keys lie
+
+
+class Qwen3Model:
+    """Maps a packed batch to the hidden state of each text's last token, after the final norm."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        architecture: Architecture,
+        *,
+        attention: Attention,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.architecture = architecture
+        self.device = device
+        self.dtype = dtype  # of the activations
+        self._weights = weights
+        self._attention = attention
+        self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
+        exponents = torch.arange(0, architecture.head_dim, 2, dtype=torch.int64).float()
+        frequencies = 1.0 / architecture.rope_theta ** (exponents / architecture.head_dim)
+        angles = torch.arange(architecture.max_positions).float()[:, None] * frequencies
+        self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)  # (positions, D/2)
+
+    @torch.inference_mode()
+    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        """Return (B, H) in the model's dtype."""
+        prefix = self._prefix(batch.prefix_ids) if batch.prefix_ids else None
+        return self._forward(batch, prefix, keep=None)
+
+    def _prefix(self, ids: tuple[int, ...]) -> Prefix:
+        """Return the prefix's keys and values, computed once, in a forward of its own."""
+        if ids not in self._prefixes:
+            kept = Prefix([], [])
+            self._forward(PackedBatch.pack([np.array(ids, np.int32)]), None, keep=kept)
+            self._prefixes[ids] = kept
+            if len(self._prefixes) > MAX_PREFIXES:
+                self._prefixes.popitem(last=False)
+        self._prefixes.move_to_end(ids)
+        return self._prefixes[ids]
+
+    def _forward(
+        self, batch: PackedBatch, prefix: Prefix | None, keep: Prefix | None
+    ) -> torch.Tensor:
+        plan = self._plan(batch)
+        input_ids = torch.from_numpy(batch.input_ids).to(self.device, non_blocking=True)
+        residual = F.embedding(input_ids, self._weights.embedding).to(self.dtype)  # (T, H)
+        x: torch.Tensor | None = None
+        last = len(self._weights.layers) - 1
+        for i, layer in enumerate(self._weights.layers):
+            normed = kernels.add_norm(x, residual, layer.input_norm, self._eps)
+            q, k, v = self._project(normed, layer)
+            k = kernels.rotate(kernels.head_norm(k, layer.k_norm, self._eps), plan.cos, plan.sin)
+            if keep is not None:
+                keep.keys.append(k.clone())
+                keep.values.append(v.clone())
+            if prefix is not None:
+                k, v = self._join(prefix.keys[i], k, plan), self._join(prefix.values[i], v, plan)
+            segments, cos, sin = plan.segments, plan.cos, plan.sin
+            if i == last:
+                # Nothing reads the other tokens any more: their keys and values are all it takes.
+                rows, segments = plan.last_rows, plan.last_segments
+                q, residual, cos, sin = q[rows], residual[rows], cos[rows], sin[rows]
+            q = kernels.rotate(kernels.head_norm(q, layer.q_norm, self._eps), cos, sin)
+            x = layer.o(self._attention(q, k, v, segments).flatten(1))
+            normed = kernels.add_norm(x, residual, layer.post_attention_norm, self._eps)
+            x = layer.down(kernels.swiglu(layer.gate_up(normed)))
+        return kernels.add_norm(x, residual, self._weights.norm, self._eps)  # (B, H)
+
+    @property
+    def _eps(self) -> float:
+        return self.architecture.rms_norm_eps
+
+    def _project(
+        self, x: torch.Tensor, layer: Layer
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return q (T, Hq, D), k and v (T, Hk, D): views of one product."""
+        a = self.architecture
+        heads = layer.qkv(x).unflatten(1, (-1, a.head_dim))
+        q, k, v = heads.split([a.num_heads, a.num_kv_heads, a.num_kv_heads], dim=1)
+        return q, k, v
+
+    def _join(self, shared: torch.Tensor, own: torch.Tensor, plan: _Plan) -> torch.Tensor:
+        """Return each text's keys (or values) with the prefix's before them, (T + B P, Hk, D)."""
+        num_texts = len(plan.last_rows)
+        joined = own.new_empty(len(own) + num_texts * len(shared), *own.shape[1:])
+        joined[plan.own_rows] = own
+        joined[plan.prefix_rows] = shared.repeat(num_texts, 1, 1)
+        return joined
+
+    def _plan(self, batch: PackedBatch) -> _Plan:
+        num_prefix, num_texts = len(batch.prefix_ids), len(batch)
+        ones = np.arange(num_texts + 1)
+        cu_q = batch.cu_seqlens.astype(np.int64)
+        cu_k = cu_q + num_prefix * ones
+        text = np.repeat(ones[:-1], batch.lengths)  # (T,) the text each token belongs to
+        position_ids = batch.position_ids
+        own_rows = np.arange(batch.num_tokens) + num_prefix * (text + 1)
+        prefix_rows = (cu_k[:-1, None] + np.arange(num_prefix)).ravel()
+        parts = [cu_q, cu_k, ones, cu_q[1:] - 1, position_ids, own_rows, prefix_rows]
+        # One copy to the device for all of them.
+        moved = torch.from_numpy(np.concatenate(parts)).to(self.device, non_blocking=True)
+        on_device = moved.split([len(part) for part in parts])
+        q_lengths, k_lengths = batch.lengths.tolist(), (batch.lengths + num_prefix).tolist()
+        starts_q, starts_k, starts_last = (t.int() for t in on_device[:3])
+        return _Plan(
+            segments=Segments(q_lengths, k_lengths, starts_q, starts_k),
+            last_segments=Segments([1] * num_texts, k_lengths, starts_last, starts_k),
+            cos=self._cos[on_device[4]][:, None],
+            sin=self._sin[on_device[4]][:, None],
+            last_rows=on_device[3],
+            own_rows=on_device[5],
+            prefix_rows=on_device[6],
+        )

@@ -1,0 +1,103 @@
+"""The error tree: every error this package raises on purpose, each with what to do about it.
+
+Qwen3EmbeddingError
+  ConfigError(ValueError)                an option has a value it cannot have
+  InputError(ValueError)                 a text cannot be encoded                .index
+    TextTooLongError                     longer than max_length                  .num_tokens
+  ContractMismatchError(ValueError)      the index was made otherwise            .differences
+  ModelError(RuntimeError)
+    ModelLoadError                       files missing, or not a Qwen3 embedding model
+    NonFiniteOutputError                 NaN or inf came out of the model
+  EngineError(RuntimeError)
+    DeviceOutOfMemoryError               one text alone does not fit             .num_tokens .device
+    EngineClosedError                    closed before it could answer
+  MissingDependencyError(ImportError)    an extra is not installed               .package .extra
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Qwen3EmbeddingError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(Qwen3EmbeddingError, ValueError):
+    """An option has a name or a value it cannot have."""
+
+
+class InputError(Qwen3EmbeddingError, ValueError):
+    """A text cannot be encoded; `index` is its place in the list that was passed, if known."""
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class TextTooLongError(InputError):
+    """A text is longer than `max_length` and `on_too_long` is "error"."""
+
+    def __init__(self, *, index: int, num_tokens: int, max_length: int) -> None:
+        super().__init__(
+            f"text {index} has {num_tokens} tokens, max_length is {max_length}; shorten it, raise "
+            'max_length, or set on_too_long="truncate" or "chunk_mean"',
+            index=index,
+        )
+        self.num_tokens = num_tokens
+
+
+class ContractMismatchError(Qwen3EmbeddingError, ValueError):
+    """Stored vectors were made otherwise than the encoder at hand would make them.
+
+    `differences` holds (field, stored value, given value) for each fact that differs.
+    """
+
+    def __init__(
+        self, message: str, *, differences: Sequence[tuple[str, object, object]] = ()
+    ) -> None:
+        super().__init__(message)
+        self.differences = tuple(differences)
+
+
+class ModelError(Qwen3EmbeddingError, RuntimeError):
+    """The model cannot be loaded or does not compute."""
+
+
+class ModelLoadError(ModelError):
+    """The checkpoint is missing, damaged, or not a Qwen3 embedding model."""
+
+
+class NonFiniteOutputError(ModelError):
+    """NaN or inf came out of the model."""
+
+
+class EngineError(Qwen3EmbeddingError, RuntimeError):
+    """The engine could not answer a call."""
+
+
+class DeviceOutOfMemoryError(EngineError):
+    """One text alone does not fit on the device."""
+
+    def __init__(self, *, num_tokens: int, device: str) -> None:
+        super().__init__(
+            f"a text of {num_tokens} tokens does not fit in the memory of {device}, even alone; "
+            f"lower max_length below {num_tokens}, or use a smaller model or dtype"
+        )
+        self.num_tokens = num_tokens
+        self.device = device
+
+
+class EngineClosedError(EngineError):
+    """The encoder was closed before it could answer."""
+
+
+class MissingDependencyError(Qwen3EmbeddingError, ImportError):
+    """A package that an extra installs is not there."""
+
+    def __init__(self, package: str, *, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed; run: pip install 'qwen3-embedding-integrations[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra

@@ -1,0 +1,75 @@
+"""shared_encoder: one copy of the weights per process, whoever asks, also after a fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .core.config import EncoderConfig, EngineConfig
+from .encoder import Qwen3Encoder
+
+if TYPE_CHECKING:
+    from .core.loading import LoadedModel
+
+
+@dataclass
+class _Slot:
+    """The one copy of the weights of an EngineConfig in this process."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    loaded: LoadedModel | None = None
+
+
+@dataclass
+class _Registry:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    slots: dict[EngineConfig, _Slot] = field(default_factory=dict[EngineConfig, _Slot])
+    encoders: dict[EncoderConfig, Qwen3Encoder] = field(
+        default_factory=dict[EncoderConfig, Qwen3Encoder]
+    )
+
+
+_registry = _Registry()
+_before_fork: list[_Registry] = []
+
+
+def shared_encoder(config: EncoderConfig | str | None = None) -> Qwen3Encoder:
+    """Return this process's encoder for `config`, loaded on the first call.
+
+    Encoders that differ only in dimensions, instruction, max_length, on_too_long or on_empty share
+    one copy of the weights and one queue. Safe in threads (one loads, the others wait) and after a
+    fork (the child loads its own).
+    """
+    from .core.loading import load_model, resolve
+
+    config = EncoderConfig.of(config)
+    registry = _registry
+    with registry.lock:
+        encoder = registry.encoders.get(config)
+        if encoder is not None and not encoder.is_closed:
+            return encoder
+    engine_config = resolve(config.engine)  # "auto" and what it comes to are one engine
+    with registry.lock:
+        slot = registry.slots.setdefault(engine_config, _Slot())
+    with slot.lock:  # its own: another model loads meanwhile
+        if slot.loaded is None or slot.loaded.engine.is_closed:
+            slot.loaded = load_model(engine_config)
+        with registry.lock:
+            encoder = registry.encoders.get(config)
+            if encoder is None or encoder.is_closed:
+                encoder = Qwen3Encoder.over(slot.loaded, config)
+                registry.encoders[config] = encoder
+            return encoder
+
+
+def _forget_after_fork() -> None:
+    # The parent's locks may have been copied locked, and its tensors are not the child's to free.
+    global _registry  # noqa: PLW0603
+    _before_fork.append(_registry)
+    _registry = _Registry()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

@@ -155,12 +155,16 @@ class Qwen3Encoder:
             counts = self._num_texts, self._num_tokens, self._num_truncated
         return EncoderStats(*counts, engine.num_forwards, engine.num_retries)
 
-    @cached_property
+    @property
     def contract(self) -> EmbeddingContract:
         """The facts that make this encoder's vectors what they are.
 
         The first access reads a local model's files once more, to hash them.
         """
+        return self._contract
+
+    @cached_property
+    def _contract(self) -> EmbeddingContract:
         config = self.config
         is_folder = Path(config.model).expanduser().is_dir()
         return EmbeddingContract(

@@ -58,9 +58,8 @@ class EngineConfig:
 
 
 class EncoderOptions(TypedDict, total=False):
-    """EncoderConfig's options, for doors that take them by name."""
+    """EncoderConfig's options but for the model, for doors that take them by name."""
 
-    model: str
     revision: str | None
     device: str
     dtype: DType
@@ -100,10 +99,17 @@ class EncoderConfig(EngineConfig):
         check_choice("on_empty", self.on_empty, ("error", "embed"))
 
     @classmethod
-    def from_options(cls, **options: Unpack[EncoderOptions]) -> EncoderConfig:
+    def from_options(
+        cls, model: str = DEFAULT_MODEL, **options: Unpack[EncoderOptions]
+    ) -> EncoderConfig:
         """Return the config of these options; an unknown name is a ConfigError."""
-        check_options(options, [field.name for field in fields(cls)])
-        return cls(**options)
+        check_options(options, cls.option_names())
+        return cls(model=model, **options)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Return every option's name, `model` first."""
+        return [field.name for field in fields(cls)]
 
     @classmethod
     def of(cls, config: EncoderConfig | str | None) -> EncoderConfig:

@@ -1,0 +1,153 @@
+"""The Chroma door: Qwen3EmbeddingFunction, and open_collection, which checks the contract."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Unpack
+
+from .contract import EmbeddingContract
+from .core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
+from .encoder import Qwen3Encoder
+from .errors import ConfigError, ContractMismatchError, MissingDependencyError
+from .sharing import shared_encoder
+
+try:
+    from chromadb.api import ClientAPI
+    from chromadb.api.models.Collection import Collection
+    from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
+    from chromadb.errors import NotFoundError
+    from chromadb.utils.embedding_functions import register_embedding_function
+except ImportError as error:
+    raise MissingDependencyError("chromadb", extra="chroma") from error
+
+NAME = "qwen3_embedding"  # stored in users' collections: never change it
+CONTRACT_KEY = "qwen3_embedding_contract"  # of a collection's metadata
+# Options that must agree where a collection holds no contract, only its function's configuration.
+HARD_OPTIONS = ("model", "revision", "dimensions")
+
+
+@register_embedding_function
+class Qwen3EmbeddingFunction(EmbeddingFunction[Documents]):
+    """Embeds a collection's documents bare and its queries behind the instruction.
+
+    Takes every option of `EncoderConfig` by name. Chroma keeps the options with the collection and
+    builds this object anew whenever it opens one, so making one is free: the model loads with the
+    first text, once per process. The device is not kept: a collection made on a GPU opens on a CPU.
+
+    >>> import chromadb
+    >>> from qwen3_embedding_integrations.chroma import Qwen3EmbeddingFunction
+    >>> function = Qwen3EmbeddingFunction("tiny", dimensions=128)
+    >>> client = chromadb.EphemeralClient()
+    >>> articles = client.create_collection("articles", embedding_function=function)
+
+    To open a collection in another program, import this module first: Chroma finds the function by
+    its registered name.
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL, **options: Unpack[EncoderOptions]) -> None:
+        self._config = EncoderConfig.from_options(model, **options)
+
+    def __call__(self, input: Documents) -> Embeddings:  # the name `input` is Chroma's contract
+        """Return one unit vector per document, a list of (dimensions,) float32 arrays."""
+        return list(self.encoder.encode_documents(input))
+
+    def embed_query(self, input: Documents) -> Embeddings:  # the name `input` is Chroma's contract
+        """Return one unit vector per query, a list of (dimensions,) float32 arrays."""
+        return list(self.encoder.encode_queries(input))
+
+    @property
+    def encoder(self) -> Qwen3Encoder:
+        """This process's encoder for these options, loaded on first use."""
+        return shared_encoder(self._config)
+
+    @staticmethod
+    def name() -> str:
+        """Return the name Chroma keeps in every collection."""
+        return NAME
+
+    def default_space(self) -> Space:
+        """Return the distance of collections that name none."""
+        return "cosine"
+
+    def supported_spaces(self) -> list[Space]:
+        """Return the distances that rank unit vectors: all three agree."""
+        return ["cosine", "l2", "ip"]
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what Chroma keeps: every option but the device."""
+        # An error here would make Chroma forget the function, so nothing is loaded.
+        return {name: value for name, value in self._config.to_dict().items() if name != "device"}
+
+    @staticmethod
+    def build_from_config(config: dict[str, Any]) -> Qwen3EmbeddingFunction:
+        """Return the function of a kept configuration."""
+        return Qwen3EmbeddingFunction(**config)
+
+    @staticmethod
+    def validate_config(config: dict[str, Any]) -> None:
+        """Raise ConfigError for a configuration this class would not make."""
+        EncoderConfig.from_options(**config)
+
+
+def open_collection(
+    client: ClientAPI,
+    name: str,
+    embedding_function: Qwen3EmbeddingFunction | None = None,
+    *,
+    model: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    allow_mismatch: bool = False,
+    **options: Unpack[EncoderOptions],
+) -> Collection:
+    """Return the collection `name`, made if it is not there, refused if made under other facts.
+
+    Chroma itself compares only the function's name: other weights, another width or a whole other
+    model open in silence. Here the contract of the stored vectors is compared with that of your
+    function (given, or made from `options`), which loads the model. `metadata` is for a new
+    collection. Raises ContractMismatchError with the differing fields; `allow_mismatch=True`
+    opens the collection all the same.
+    """
+    if embedding_function is not None and (options or model):
+        raise ConfigError("give either embedding_function or options, not both")
+    function = embedding_function or Qwen3EmbeddingFunction(model or DEFAULT_MODEL, **options)
+    contract = function.encoder.contract
+    try:
+        stored = client.get_collection(name)
+    except NotFoundError:
+        facts = {CONTRACT_KEY: json.dumps(contract.to_dict(), ensure_ascii=False)}
+        return client.create_collection(
+            name, embedding_function=function, metadata={**(metadata or {}), **facts}
+        )
+    _require_match(stored, function, contract, allow_mismatch=allow_mismatch)
+    return client.get_collection(name, embedding_function=function)
+
+
+def _require_match(
+    collection: Collection,
+    function: Qwen3EmbeddingFunction,
+    contract: EmbeddingContract,
+    *,
+    allow_mismatch: bool,
+) -> None:
+    index = f"Chroma collection {collection.name!r}"
+    if facts := (collection.metadata or {}).get(CONTRACT_KEY):
+        stored = EmbeddingContract.from_dict(json.loads(str(facts)))
+        return contract.require_match(stored, index=index, allow_mismatch=allow_mismatch)
+    # Made without open_collection: what Chroma keeps of the function is all there is.
+    kept = collection.configuration_json.get("embedding_function") or {}
+    mine, theirs = function.get_config(), kept.get("config") or {}
+    differences = [
+        (option, theirs.get(option), mine[option])
+        for option in HARD_OPTIONS
+        if theirs.get(option) != mine[option]
+    ]
+    if kept.get("name") != NAME:
+        differences = [("embedding_function", kept.get("name"), NAME)]
+    if differences and not allow_mismatch:
+        described = "; ".join(f"{f}: stored {s!r}, yours {g!r}" for f, s, g in differences)
+        raise ContractMismatchError(
+            f"{index} was made otherwise: {described}. Open it with the options it was made with, "
+            "index again under another name, or pass allow_mismatch=True",
+            differences=differences,
+        )
+    return None

@@ -1,0 +1,273 @@
+"""The Qdrant door: Qwen3Collection, which creates, checks, fills and searches a collection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from .contract import EmbeddingContract, Encoder
+from .core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
+from .errors import ConfigError, ContractMismatchError, InputError, MissingDependencyError
+from .sharing import shared_encoder
+
+try:
+    from qdrant_client import QdrantClient, models
+except ImportError as error:
+    raise MissingDependencyError("qdrant-client", extra="qdrant") from error
+
+logger = logging.getLogger(__name__)
+
+CONTRACT_KEY = "qwen3_embedding_contract"  # of a collection's metadata
+DOCUMENT_KEY = "document"  # of a point's payload
+NAMESPACE = uuid.UUID("6e1d4d3c-3f9e-5a53-9c3e-2f6b6a1c7d10")  # of our uuid5 ids: never change it
+UPLOAD_SIZE = 256  # points of one request: 1 MB at 1,024 dimensions, far below Qdrant's 32 MB
+
+
+class Qwen3Collection:
+    """A Qdrant collection of Qwen3 vectors.
+
+    `client` is a QdrantClient, a URL ("http://localhost:6333", asked by gRPC where it answers), a
+    folder or ":memory:". Takes every option of `EncoderConfig` by name, or a ready `encoder`. A
+    collection that is not there is made, with the right width, cosine distance and the contract in
+    its metadata; one that was made under another contract is refused with the differing fields
+    (ContractMismatchError), unless `allow_mismatch=True`.
+
+    >>> from qwen3_embedding_integrations.qdrant import Qwen3Collection
+    >>> articles = Qwen3Collection(":memory:", "articles", model="tiny")
+    >>> ids = articles.upsert(["Paris is in France.", "垫子上有猫"], payloads=[{"n": 1}, {"n": 2}])
+    >>> [point.payload["n"] for point in articles.query("a cat on a mat", limit=1)]
+    [2]
+    """
+
+    def __init__(
+        self,
+        client: QdrantClient | str,
+        name: str,
+        *,
+        model: str | None = None,
+        encoder: Encoder | None = None,
+        allow_mismatch: bool = False,
+        **options: Unpack[EncoderOptions],
+    ) -> None:
+        if encoder is not None and (options or model):
+            raise ConfigError("give either encoder or options, not both")
+        config = EncoderConfig.from_options(model or DEFAULT_MODEL, **options)
+        self.name = name
+        self.encoder = encoder or shared_encoder(config)
+        self.client = connect(client) if isinstance(client, str) else client
+        self._owns_client = isinstance(client, str)
+        try:
+            self._open(allow_mismatch=allow_mismatch)
+        except BaseException:
+            self.close()
+            raise
+
+    def upsert(
+        self,
+        documents: Sequence[str],
+        ids: Sequence[int | str | uuid.UUID] | None = None,
+        payloads: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int | str]:
+        """Write one point per document, searchable on return; return the points' ids in order.
+
+        While one batch is uploaded the next is encoded. Ids may be ints, UUIDs or any other
+        strings (which become UUIDs, always the same ones); without ids, the same document gets the
+        same id again, so that a repeated call changes nothing, and equal documents within a call
+        stay apart. The document is kept in the payload under "document", beside what `payloads`
+        gives. Raises InputError before anything is written when the lists do not fit together.
+        """
+        point_ids = _point_ids(documents, ids)
+        rows = _payloads(documents, payloads)
+        start = 0
+        for vectors in self.encoder.stream_documents(documents):
+            stop = start + len(vectors)
+            self.client.upload_collection(
+                self.name,
+                vectors=vectors,
+                payload=rows[start:stop],
+                ids=point_ids[start:stop],
+                batch_size=UPLOAD_SIZE,
+                wait=True,
+            )
+            start = stop
+        return point_ids
+
+    def query(
+        self,
+        query: str,
+        *,
+        limit: int = 10,
+        query_filter: models.Filter | None = None,
+        instruction: str | None = None,
+    ) -> list[models.ScoredPoint]:
+        """Return the `limit` best points for a query, best first, with payloads."""
+        vector = self.encoder.encode_queries([query], instruction=instruction)[0]
+        return self._search(vector, limit, query_filter)
+
+    async def aquery(
+        self,
+        query: str,
+        *,
+        limit: int = 10,
+        query_filter: models.Filter | None = None,
+        instruction: str | None = None,
+    ) -> list[models.ScoredPoint]:
+        """Return what `query` returns, without blocking the event loop."""
+        vectors = await self.encoder.aencode_queries([query], instruction=instruction)
+        return await asyncio.to_thread(self._search, vectors[0], limit, query_filter)
+
+    def __len__(self) -> int:
+        return self.client.count(self.name, exact=True).count
+
+    def close(self) -> None:
+        """Close the client if this object made it."""
+        if self._owns_client:
+            self.client.close()
+
+    def __enter__(self) -> Qwen3Collection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _search(
+        self, vector: npt.NDArray[np.float32], limit: int, query_filter: models.Filter | None
+    ) -> list[models.ScoredPoint]:
+        answer = self.client.query_points(
+            self.name, query=vector.tolist(), limit=limit, query_filter=query_filter
+        )
+        return answer.points
+
+    def _open(self, *, allow_mismatch: bool) -> None:
+        contract = self.encoder.contract
+        if not self.client.collection_exists(self.name):
+            try:
+                self._create(contract)
+            except Exception:
+                if not self.client.collection_exists(self.name):  # else another process was first
+                    raise
+        config = self.client.get_collection(self.name).config
+        index = f"Qdrant collection {self.name!r}"
+        self._check_vectors(config.params.vectors, index)
+        facts = (config.metadata or {}).get(CONTRACT_KEY)
+        if facts is not None:
+            stored = EmbeddingContract.from_dict(facts)
+            contract.require_match(stored, index=index, allow_mismatch=allow_mismatch)
+        elif not allow_mismatch:
+            raise ContractMismatchError(
+                f"{index} holds no contract: it was made by another program, or on a server before "
+                "1.16, which keeps no metadata. Use another name, or pass allow_mismatch=True if "
+                "you know that its vectors are this model's",
+                differences=[("contract", None, contract.fingerprint)],
+            )
+
+    def _create(self, contract: EmbeddingContract) -> None:
+        self.client.create_collection(
+            self.name,
+            vectors_config=models.VectorParams(
+                size=self.encoder.dimensions, distance=models.Distance.COSINE
+            ),
+            metadata={CONTRACT_KEY: contract.to_dict()},
+        )
+
+    def _check_vectors(self, stored: Any, index: str) -> None:
+        """Refuse a collection whose vectors cannot hold ours; no override can make them fit."""
+        if not isinstance(stored, models.VectorParams):
+            raise ContractMismatchError(
+                f"{index} has named vectors {sorted(stored or {})}, this class writes one unnamed "
+                "vector per point; use another name",
+                differences=[("vectors", sorted(stored or {}), "")],
+            )
+        wanted = (self.encoder.dimensions, models.Distance.COSINE)
+        if (stored.size, stored.distance) != wanted:
+            raise ContractMismatchError(
+                f"{index} holds vectors of {stored.size} dimensions under {stored.distance}, yours "
+                f"have {wanted[0]} under {wanted[1]}; give dimensions={stored.size} if they are "
+                "this model's, or use another name",
+                differences=[
+                    ("dimensions", stored.size, wanted[0]),
+                    ("distance", stored.distance, wanted[1]),
+                ],
+            )
+
+
+def connect(location: str) -> QdrantClient:
+    """Return a client for a URL (by gRPC where it answers, else REST), a folder or ":memory:"."""
+    if location == ":memory:":
+        return QdrantClient(location)
+    if not location.startswith(("http://", "https://")):
+        return QdrantClient(path=location)
+    client = QdrantClient(url=location, prefer_grpc=True)
+    try:
+        client.get_collections()
+    except Exception as error:
+        client.close()
+        logger.info("%s answers no gRPC (%r); using REST", location, error)
+        return QdrantClient(url=location)
+    return client
+
+
+def _point_ids(
+    documents: Sequence[str], ids: Sequence[int | str | uuid.UUID] | None
+) -> list[int | str]:
+    if ids is None:
+        seen: Counter[str] = Counter()
+        point_ids: list[int | str] = []
+        for document in documents:
+            # surrogatepass: a damaged text gets its clear error from the encoder.
+            text = str(document).encode("utf-8", "surrogatepass").hex()
+            point_ids.append(str(uuid.uuid5(NAMESPACE, f"document:{seen[text]}:{text}")))
+            seen[text] += 1
+        return point_ids
+    _check_length("ids", ids, documents)
+    point_ids = [_point_id(one, index) for index, one in enumerate(ids)]
+    if repeated := [one for one, count in Counter(point_ids).items() if count > 1]:
+        raise InputError(
+            f"{len(repeated)} ids stand more than once (first: {repeated[0]!r}); the last document "
+            "would overwrite the others: give each its own id"
+        )
+    return point_ids
+
+
+def _point_id(given: object, index: int) -> int | str:
+    if isinstance(given, uuid.UUID):
+        return str(given)
+    if isinstance(given, int | np.integer) and not isinstance(given, bool) and given >= 0:
+        return int(given)
+    if isinstance(given, str) and given:
+        try:
+            return str(uuid.UUID(given))
+        except ValueError:
+            return str(uuid.uuid5(NAMESPACE, f"id:{given}"))
+    raise InputError(f"ids[{index}] is {given!r}; give an int >= 0, a UUID or a str", index=index)
+
+
+def _payloads(
+    documents: Sequence[str], payloads: Sequence[Mapping[str, Any]] | None
+) -> list[dict[str, Any]]:
+    if payloads is None:
+        return [{DOCUMENT_KEY: document} for document in documents]
+    _check_length("payloads", payloads, documents)
+    for index, payload in enumerate(payloads):
+        if payload.get(DOCUMENT_KEY, documents[index]) != documents[index]:
+            raise InputError(
+                f'payloads[{index}] has a "{DOCUMENT_KEY}" of its own, which would hide the '
+                "document's text; name the field otherwise",
+                index=index,
+            )
+    return [
+        {**payload, DOCUMENT_KEY: document}
+        for document, payload in zip(documents, payloads, strict=True)
+    ]
+
+
+def _check_length(word: str, given: Sequence[object], documents: Sequence[str]) -> None:
+    if len(given) != len(documents):
+        raise InputError(f"{len(given)} {word} for {len(documents)} documents; give one for each")

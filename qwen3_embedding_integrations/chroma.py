@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any, Unpack
+from urllib.parse import urlsplit
 
 from .contract import EmbeddingContract
 from .core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
@@ -12,6 +13,7 @@ from .errors import ConfigError, ContractMismatchError, MissingDependencyError
 from .sharing import shared_encoder
 
 try:
+    import chromadb
     from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
     from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
@@ -76,7 +78,7 @@ class Qwen3EmbeddingFunction(EmbeddingFunction[Documents]):
     def get_config(self) -> dict[str, Any]:
         """Return what Chroma keeps: every option but the device."""
         # An error here would make Chroma forget the function, so nothing is loaded.
-        return {name: value for name, value in self._config.to_dict().items() if name != "device"}
+        return self._config.portable()
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> Qwen3EmbeddingFunction:
@@ -111,15 +113,49 @@ def open_collection(
         raise ConfigError("give either embedding_function or options, not both")
     function = embedding_function or Qwen3EmbeddingFunction(model or DEFAULT_MODEL, **options)
     contract = function.encoder.contract
-    try:
-        stored = client.get_collection(name)
-    except NotFoundError:
+    stored = find_collection(client, name)
+    if stored is None:
         facts = {CONTRACT_KEY: json.dumps(contract.to_dict(), ensure_ascii=False)}
+        # Chroma's own signature fits none of its functions: "Documents" is not all "Embeddable".
         return client.create_collection(
-            name, embedding_function=function, metadata={**(metadata or {}), **facts}
+            name,
+            embedding_function=function,  # pyright: ignore[reportArgumentType]
+            metadata={**(metadata or {}), **facts},
         )
     _require_match(stored, function, contract, allow_mismatch=allow_mismatch)
-    return client.get_collection(name, embedding_function=function)
+    return client.get_collection(name, embedding_function=function)  # pyright: ignore[reportArgumentType]
+
+
+def connect(location: str) -> ClientAPI:
+    """Return a client for a folder, ":memory:" or the URL of a Chroma server."""
+    if location == ":memory:":
+        return chromadb.EphemeralClient()
+    if not location.startswith(("http://", "https://")):
+        return chromadb.PersistentClient(location)
+    parts = urlsplit(location)
+    is_https = parts.scheme == "https"
+    port = parts.port or (443 if is_https else 8000)
+    return chromadb.HttpClient(host=parts.hostname or "localhost", port=port, ssl=is_https)
+
+
+def find_collection(client: ClientAPI, name: str) -> Collection | None:
+    """Return the collection, or None if there is none of this name."""
+    try:
+        return client.get_collection(name)
+    except NotFoundError:
+        return None
+
+
+def stored_config(collection: Collection) -> EncoderConfig | None:
+    """Return the options a collection was made with, or None if another function made it."""
+    kept = collection.configuration_json.get("embedding_function") or {}
+    return EncoderConfig.from_options(**kept["config"]) if kept.get("name") == NAME else None
+
+
+def stored_contract(collection: Collection) -> EmbeddingContract | None:
+    """Return the contract of a collection's vectors, or None if it was made without one."""
+    facts = (collection.metadata or {}).get(CONTRACT_KEY)
+    return EmbeddingContract.from_dict(json.loads(str(facts))) if facts else None
 
 
 def _require_match(
@@ -130,8 +166,7 @@ def _require_match(
     allow_mismatch: bool,
 ) -> None:
     index = f"Chroma collection {collection.name!r}"
-    if facts := (collection.metadata or {}).get(CONTRACT_KEY):
-        stored = EmbeddingContract.from_dict(json.loads(str(facts)))
+    if stored := stored_contract(collection):
         return contract.require_match(stored, index=index, allow_mismatch=allow_mismatch)
     # Made without open_collection: what Chroma keeps of the function is all there is.
     kept = collection.configuration_json.get("embedding_function") or {}

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from .contract import EmbeddingContract, Encoder
 from .core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
+from .encoder import Qwen3Encoder
 from .errors import ConfigError, ContractMismatchError, InputError, MissingDependencyError
 from .sharing import shared_encoder
 
@@ -25,6 +26,7 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 
 CONTRACT_KEY = "qwen3_embedding_contract"  # of a collection's metadata
+CONFIG_KEY = "qwen3_embedding_config"  # of a collection's metadata: what to open it with
 DOCUMENT_KEY = "document"  # of a point's payload
 NAMESPACE = uuid.UUID("6e1d4d3c-3f9e-5a53-9c3e-2f6b6a1c7d10")  # of our uuid5 ids: never change it
 UPLOAD_SIZE = 256  # points of one request: 1 MB at 1,024 dimensions, far below Qdrant's 32 MB
@@ -88,16 +90,26 @@ class Qwen3Collection:
         start = 0
         for vectors in self.encoder.stream_documents(documents):
             stop = start + len(vectors)
-            self.client.upload_collection(
-                self.name,
-                vectors=vectors,
-                payload=rows[start:stop],
-                ids=point_ids[start:stop],
-                batch_size=UPLOAD_SIZE,
-                wait=True,
-            )
+            self.write(vectors, ids=point_ids[start:stop], payloads=rows[start:stop])
             start = stop
         return point_ids
+
+    def write(
+        self,
+        vectors: npt.NDArray[np.float32],
+        *,
+        ids: Sequence[int | str],
+        payloads: Sequence[dict[str, Any]],
+    ) -> None:
+        """Write points whose vectors, (N, dimensions), are at hand; searchable on return."""
+        self.client.upload_collection(
+            self.name,
+            vectors=vectors,
+            payload=payloads,
+            ids=ids,
+            batch_size=UPLOAD_SIZE,
+            wait=True,
+        )
 
     def query(
         self,
@@ -109,7 +121,7 @@ class Qwen3Collection:
     ) -> list[models.ScoredPoint]:
         """Return the `limit` best points for a query, best first, with payloads."""
         vector = self.encoder.encode_queries([query], instruction=instruction)[0]
-        return self._search(vector, limit, query_filter)
+        return self.nearest(vector, limit=limit, query_filter=query_filter)
 
     async def aquery(
         self,
@@ -121,7 +133,21 @@ class Qwen3Collection:
     ) -> list[models.ScoredPoint]:
         """Return what `query` returns, without blocking the event loop."""
         vectors = await self.encoder.aencode_queries([query], instruction=instruction)
-        return await asyncio.to_thread(self._search, vectors[0], limit, query_filter)
+        return await asyncio.to_thread(
+            self.nearest, vectors[0], limit=limit, query_filter=query_filter
+        )
+
+    def nearest(
+        self,
+        vector: npt.NDArray[np.float32],
+        *,
+        limit: int = 10,
+        query_filter: models.Filter | None = None,
+    ) -> list[models.ScoredPoint]:
+        """Return the `limit` best points for a vector (dimensions,), best first, with payloads."""
+        return self.client.query_points(
+            self.name, query=vector.tolist(), limit=limit, query_filter=query_filter
+        ).points
 
     def __len__(self) -> int:
         return self.client.count(self.name, exact=True).count
@@ -137,14 +163,6 @@ class Qwen3Collection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _search(
-        self, vector: npt.NDArray[np.float32], limit: int, query_filter: models.Filter | None
-    ) -> list[models.ScoredPoint]:
-        answer = self.client.query_points(
-            self.name, query=vector.tolist(), limit=limit, query_filter=query_filter
-        )
-        return answer.points
-
     def _open(self, *, allow_mismatch: bool) -> None:
         contract = self.encoder.contract
         if not self.client.collection_exists(self.name):
@@ -156,9 +174,8 @@ class Qwen3Collection:
         config = self.client.get_collection(self.name).config
         index = f"Qdrant collection {self.name!r}"
         self._check_vectors(config.params.vectors, index)
-        facts = (config.metadata or {}).get(CONTRACT_KEY)
-        if facts is not None:
-            stored = EmbeddingContract.from_dict(facts)
+        stored = stored_contract(self.client, self.name)
+        if stored is not None:
             contract.require_match(stored, index=index, allow_mismatch=allow_mismatch)
         elif not allow_mismatch:
             raise ContractMismatchError(
@@ -169,12 +186,14 @@ class Qwen3Collection:
             )
 
     def _create(self, contract: EmbeddingContract) -> None:
+        encoder = self.encoder
+        config = encoder.config.portable() if isinstance(encoder, Qwen3Encoder) else None
         self.client.create_collection(
             self.name,
             vectors_config=models.VectorParams(
                 size=self.encoder.dimensions, distance=models.Distance.COSINE
             ),
-            metadata={CONTRACT_KEY: contract.to_dict()},
+            metadata={CONTRACT_KEY: contract.to_dict(), CONFIG_KEY: config},
         )
 
     def _check_vectors(self, stored: Any, index: str) -> None:
@@ -212,6 +231,18 @@ def connect(location: str) -> QdrantClient:
         logger.info("%s answers no gRPC (%r); using REST", location, error)
         return QdrantClient(url=location)
     return client
+
+
+def stored_config(client: QdrantClient, name: str) -> EncoderConfig | None:
+    """Return the options a collection was made with, or None if it holds none."""
+    options = (client.get_collection(name).config.metadata or {}).get(CONFIG_KEY)
+    return EncoderConfig.from_options(**options) if options else None
+
+
+def stored_contract(client: QdrantClient, name: str) -> EmbeddingContract | None:
+    """Return the contract of a collection's vectors, or None if it was made without one."""
+    facts = (client.get_collection(name).config.metadata or {}).get(CONTRACT_KEY)
+    return EmbeddingContract.from_dict(facts) if facts else None
 
 
 def _point_ids(

@@ -131,6 +131,10 @@ class EncoderConfig(EngineConfig):
         """Return the options as JSON-able values; `EncoderConfig.from_options(**d)` reads them."""
         return asdict(self)
 
+    def portable(self) -> dict[str, Any]:
+        """Return what to keep beside an index: every option but the device of this machine."""
+        return {name: value for name, value in asdict(self).items() if name != "device"}
+
 
 def check_type(option: str, value: object, kind: type) -> None:
     """Raise ConfigError unless `value` is a `kind`."""

@@ -1,0 +1,58 @@
+"""What all tests share: no network, three encoders, and which machine a marked test needs."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's client, which reads it once
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from qwen3_embedding_integrations import (  # noqa: E402
+    EncoderConfig,
+    Qwen3Encoder,
+    shared_encoder,
+)
+from tests.checkpoints import SHAPE_SMALL, write_checkpoint  # noqa: E402
+
+# The same examples in every run, and no deadline: the cores are shared.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, with the reason."""
+    needs = {
+        "cuda": (torch.cuda.is_available(), "needs a CUDA device"),
+        "weights": ("QWEN3_WEIGHTS" in os.environ, "set QWEN3_WEIGHTS to a folder or a hub id"),
+    }
+    for item in items:
+        for marker, (is_there, reason) in needs.items():
+            if marker in item.keywords and not is_there:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Qwen3Encoder:
+    """The small trained model of the package, in float32; do not close it."""
+    return shared_encoder(EncoderConfig(model="tiny", dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with four random layers and the official tokenizer; do not change it."""
+    return write_checkpoint(tmp_path_factory.mktemp("small") / "checkpoint", SHAPE_SMALL)
+
+
+@pytest.fixture(scope="session")
+def small(small_checkpoint: Path) -> Iterator[Qwen3Encoder]:
+    """The encoder of `small_checkpoint`, in float32, all its room in one forward."""
+    config = EncoderConfig(model=str(small_checkpoint), dtype="float32", max_batch_tokens=8192)
+    with Qwen3Encoder(config) as encoder:
+        yield encoder

@@ -122,4 +122,4 @@ DOORS: dict[str, Callable[[list[Text]], Search]] = {
 
 
 def _read(name: str) -> str:
-    return (files(__package__) / "demo_texts" / name).read_text(encoding="utf-8")
+    return (files("qwen3_embedding_integrations") / "demo_texts" / name).read_text(encoding="utf-8")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -55,7 +57,10 @@ def shared_encoder(config: EncoderConfig | str | None = None) -> Qwen3Encoder:
         slot = registry.slots.setdefault(engine_config, _Slot())
     with slot.lock:  # its own: another model loads meanwhile
         if slot.loaded is None or slot.loaded.engine.is_closed:
-            slot.loaded = load_model(engine_config)
+            # On a thread of its own: in a forked child this one may stand in an OpenMP team whose
+            # other threads stayed behind, and would wait for them for ever.
+            with ThreadPoolExecutor(max_workers=1) as fresh_thread:
+                slot.loaded = fresh_thread.submit(load_model, engine_config).result()
         with registry.lock:
             encoder = registry.encoders.get(config)
             if encoder is None or encoder.is_closed:
@@ -69,6 +74,9 @@ def _forget_after_fork() -> None:
     global _registry  # noqa: PLW0603
     _before_fork.append(_registry)
     _registry = _Registry()
+    # The tokenizers' thread pool stayed in the parent as well; asked for, it would hang.
+    if "tokenizers" in sys.modules:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 if hasattr(os, "register_at_fork"):

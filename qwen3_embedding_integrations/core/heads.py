@@ -31,7 +31,7 @@ class EmbeddingHead:
         on_host = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
         on_host.copy_(vectors, non_blocking=True)
         copied = torch.cuda.Event()
-        copied.record()
+        copied.record(torch.cuda.current_stream(vectors.device))
 
         def wait() -> Vectors:
             copied.synchronize()

@@ -1,0 +1,35 @@
+"""Each example runs as a user would run it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXPECTED = {
+    "chroma_collection.py": ["[['tenant']]", "dimensions: stored 256, yours 64"],
+    "encoder.py": ["The capital of France is Paris.", "3 documents"],
+    "langchain_retriever.py": ["Water boils", "-> The capital of France", "-> 出租人出卖租赁房屋的"],
+    "llama_index_index.py": ["-> The capital of France", "-> 出租人出卖租赁房屋的"],
+    "qdrant_collection.py": ["3 points", "'language': 'zh'"],
+}
+
+
+def test_every_example_is_run() -> None:
+    """The table above names every file in examples/."""
+    assert sorted(EXPECTED) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_example(name: str) -> None:
+    """The example ends well and prints what it promises."""
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / name)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    missing = [text for text in EXPECTED[name] if text not in done.stdout]
+    assert not missing, f"{missing} not in: {done.stdout}"

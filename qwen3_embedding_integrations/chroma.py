@@ -155,7 +155,7 @@ def stored_config(collection: Collection) -> EncoderConfig | None:
 def stored_contract(collection: Collection) -> EmbeddingContract | None:
     """Return the contract of a collection's vectors, or None if it was made without one."""
     facts = (collection.metadata or {}).get(CONTRACT_KEY)
-    return EmbeddingContract.from_dict(json.loads(str(facts))) if facts else None
+    return EmbeddingContract.from_dict(str(facts)) if facts else None
 
 
 def _require_match(
@@ -170,7 +170,12 @@ def _require_match(
         return contract.require_match(stored, index=index, allow_mismatch=allow_mismatch)
     # Made without open_collection: what Chroma keeps of the function is all there is.
     kept = collection.configuration_json.get("embedding_function") or {}
-    mine, theirs = function.get_config(), kept.get("config") or {}
+    # None stands for the model's own width.
+    own_width = {"dimensions": function.encoder.model_dimensions}
+    mine, theirs = (
+        config | (own_width if config.get("dimensions") is None else {})
+        for config in (function.get_config(), kept.get("config") or {})
+    )
     differences = [
         (option, theirs.get(option), mine[option])
         for option in HARD_OPTIONS

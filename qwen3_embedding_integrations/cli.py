@@ -154,7 +154,7 @@ def index(
                         text_field=text_field,
                     )
                 except InputError as error:  # one bad file does not end the others
-                    failures.append(f"{path}: {error}")
+                    failures.append(str(error))
                 bar.advance(read)
 
         num_written = 0
@@ -167,7 +167,8 @@ def index(
         f"{len(target)} rows in {store.value} {collection!r} at {location}"
     )
     for failure in failures:
-        err.print(f"[red]failed[/] {failure}", markup=True, highlight=False)
+        err.print("[red]failed[/] ", end="")
+        err.print(failure, markup=False, highlight=False)
     if failures:
         raise typer.Exit(1)
 

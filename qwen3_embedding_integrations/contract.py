@@ -125,8 +125,14 @@ class EmbeddingContract:
         return {**asdict(self), "fingerprint": self.fingerprint}
 
     @classmethod
-    def from_dict(cls, facts: Mapping[str, Any]) -> EmbeddingContract:
-        """Return the contract of `to_dict`; refuse facts this version does not know."""
+    def from_dict(cls, facts: Mapping[str, Any] | str) -> EmbeddingContract:
+        """Return the contract of `to_dict`, or of its JSON; refuse facts this version knows not."""
+        try:
+            facts = json.loads(facts) if isinstance(facts, str) else facts
+        except ValueError as error:
+            raise ContractMismatchError(f"the stored contract is damaged: {error}") from error
+        if not isinstance(facts, Mapping):
+            raise ContractMismatchError(f"the stored contract is damaged: {facts!r:.80}")
         known = {field.name for field in fields(cls)}
         given = {name: value for name, value in facts.items() if name != "fingerprint"}
         if unknown := sorted(set(given) - known):

@@ -88,6 +88,7 @@ class Qwen3Encoder:
             )
         self.config = config
         self.dimensions = config.dimensions or width
+        self.model_dimensions = width
         self.max_length = min(config.max_length, positions)
         self._loaded = loaded
         self._rules = InputRules(self.max_length, config.on_too_long, config.on_empty)
@@ -147,6 +148,10 @@ class Qwen3Encoder:
         if isinstance(documents, str):
             raise TypeError("documents is a str; pass an iterable of str: [document]")
         return self._stream(_windows(documents, window))
+
+    def count_tokens(self, document: str) -> int:
+        """Return how many tokens the model would read for a document, the end token included."""
+        return len(self._loaded.tokenizer.encode([document])[0])
 
     def stats(self) -> EncoderStats:
         """Return the counts of texts, tokens, truncated texts, forwards and retries so far."""

@@ -56,7 +56,7 @@ class Qwen3Embedding(BaseEmbedding):
         default="error", description="What to do with empty and blank texts."
     )
 
-    _given: Encoder | None = PrivateAttr(default=None)
+    _given: Qwen3Encoder | None = PrivateAttr(default=None)
 
     def __init__(self, *, encoder: Qwen3Encoder | None = None, **fields: Any) -> None:
         if encoder is not None:
@@ -84,10 +84,13 @@ class Qwen3Embedding(BaseEmbedding):
     @property
     def encoder(self) -> Encoder:
         """The encoder given, or this process's for these options, loaded on first use."""
-        return self._given or shared_encoder(self.config())
+        config = self.config()
+        # A field assigned later counts: what is serialised is what makes the vectors.
+        is_given = self._given is not None and self._given.config == config
+        return self._given if is_given and self._given else shared_encoder(config)
 
     async def _aencoder(self) -> Encoder:
-        return self._given or await asyncio.to_thread(shared_encoder, self.config())
+        return await asyncio.to_thread(lambda: self.encoder)
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return self.encoder.encode_queries([query])[0].tolist()

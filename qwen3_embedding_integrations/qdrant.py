@@ -204,16 +204,16 @@ class Qwen3Collection:
                 "vector per point; use another name",
                 differences=[("vectors", sorted(stored or {}), "")],
             )
-        wanted = (self.encoder.dimensions, models.Distance.COSINE)
-        if (stored.size, stored.distance) != wanted:
+        facts = [
+            ("dimensions", stored.size, self.encoder.dimensions),
+            ("distance", stored.distance, models.Distance.COSINE),
+        ]
+        if differences := [fact for fact in facts if fact[1] != fact[2]]:
+            described = "; ".join(f"{f}: stored {s}, yours {g}" for f, s, g in differences)
             raise ContractMismatchError(
-                f"{index} holds vectors of {stored.size} dimensions under {stored.distance}, yours "
-                f"have {wanted[0]} under {wanted[1]}; give dimensions={stored.size} if they are "
-                "this model's, or use another name",
-                differences=[
-                    ("dimensions", stored.size, wanted[0]),
-                    ("distance", stored.distance, wanted[1]),
-                ],
+                f"{index} cannot hold your vectors: {described}. Give dimensions={stored.size} if "
+                "its vectors are this model's, or use another name",
+                differences=differences,
             )
 
 
@@ -270,14 +270,17 @@ def _point_ids(
 def _point_id(given: object, index: int) -> int | str:
     if isinstance(given, uuid.UUID):
         return str(given)
-    if isinstance(given, int | np.integer) and not isinstance(given, bool) and given >= 0:
-        return int(given)
-    if isinstance(given, str) and given:
+    if isinstance(given, int | np.integer) and not isinstance(given, bool):
+        if 0 <= given < 2**64:
+            return int(given)
+    elif isinstance(given, str) and given:
         try:
             return str(uuid.UUID(given))
         except ValueError:
             return str(uuid.uuid5(NAMESPACE, f"id:{given}"))
-    raise InputError(f"ids[{index}] is {given!r}; give an int >= 0, a UUID or a str", index=index)
+    raise InputError(
+        f"ids[{index}] is {given!r}; give an int from 0 to 2**64 - 1, a UUID or a str", index=index
+    )
 
 
 def _payloads(
@@ -300,5 +303,7 @@ def _payloads(
 
 
 def _check_length(word: str, given: Sequence[object], documents: Sequence[str]) -> None:
+    if isinstance(given, str):
+        raise TypeError(f"{word} is a str; pass a list with one for each document")
     if len(given) != len(documents):
         raise InputError(f"{len(given)} {word} for {len(documents)} documents; give one for each")

@@ -6,20 +6,23 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's client, which reads it once
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
+# Before torch loads OpenMP: threads that spin at its barriers wait ten times as long on two cores
+# that other processes use as well.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
+from collections.abc import Iterator
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
+import pytest
+import torch
+from hypothesis import settings
 
-from qwen3_embedding_integrations import (  # noqa: E402
+from qwen3_embedding_integrations import (
     EncoderConfig,
     Qwen3Encoder,
     shared_encoder,
 )
-from tests.checkpoints import SHAPE_SMALL, write_checkpoint  # noqa: E402
+from tests.checkpoints import SHAPE_SMALL, write_checkpoint
 
 # The same examples in every run, and no deadline: the cores are shared.
 settings.register_profile("tests", deadline=None, derandomize=True)
@@ -40,19 +43,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny() -> Qwen3Encoder:
-    """The small trained model of the package, in float32; do not close it."""
+    """Return the small trained model of the package, in float32; do not close it."""
     return shared_encoder(EncoderConfig(model="tiny", dtype="float32"))
 
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with four random layers and the official tokenizer; do not change it."""
+    """Return a folder: four random layers, the official tokenizer; do not change it."""
     return write_checkpoint(tmp_path_factory.mktemp("small") / "checkpoint", SHAPE_SMALL)
 
 
 @pytest.fixture(scope="session")
 def small(small_checkpoint: Path) -> Iterator[Qwen3Encoder]:
-    """The encoder of `small_checkpoint`, in float32, all its room in one forward."""
+    """Yield the encoder of `small_checkpoint`, in float32; do not close it."""
     config = EncoderConfig(model=str(small_checkpoint), dtype="float32", max_batch_tokens=8192)
     with Qwen3Encoder(config) as encoder:
         yield encoder

@@ -13,7 +13,11 @@ ROOT = Path(__file__).parent.parent
 EXPECTED = {
     "chroma_collection.py": ["[['tenant']]", "dimensions: stored 256, yours 64"],
     "encoder.py": ["The capital of France is Paris.", "3 documents"],
-    "langchain_retriever.py": ["Water boils", "-> The capital of France", "-> 出租人出卖租赁房屋的"],
+    "langchain_retriever.py": [
+        "Water boils",
+        "-> The capital of France",
+        "-> 出租人出卖租赁房屋的",
+    ],
     "llama_index_index.py": ["-> The capital of France", "-> 出租人出卖租赁房屋的"],
     "qdrant_collection.py": ["3 points", "'language': 'zh'"],
 }

@@ -27,8 +27,9 @@ ALPHABETS = (
     (0xFFFE, 0x10FFFF),
 )  # fmt: skip
 ODDITIES = (
-    " ", "  ", "\n", "\r\n", "\t", "\u3000", "\u00a0", "\u200b", "\ufeff", "e\u0301", "\u1112\u1161\u11ab",
-    "'s", "'LL", "...", "::", "<|endoftext|>", "<|im_end|>", "<think>", "</tool_call>", "👩‍👧", "\x00",
+    " ", "  ", "\n", "\r\n", "\t", "\u3000", "\u00a0", "\u200b", "\ufeff", "e\u0301",
+    "\u1112\u1161\u11ab", "'s", "'LL", "...", "::", "👩‍👧", "\x00",
+    "<|endoftext|>", "<|im_end|>", "<think>", "</tool_call>",
 )  # fmt: skip
 
 

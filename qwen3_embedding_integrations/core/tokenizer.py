@@ -25,6 +25,7 @@ PROBES = (
     "a", "Ab1", " a", "  a", "1", "\n", "\n\na", "\t", ":", '"', "'s", "::(", "。", "中", "é",
     "e\u0301", "\u0301", "\u0338", "🚀", "\u200b", "\u3000中", "-", "_x", END_TOKEN, "",
 )  # fmt: skip
+SLICE = 4096  # texts tokenised at a time: an encoding takes many times the memory of its ids
 MAX_PREFIX_TOKENS = 512  # a longer instruction is read anew: its keys, copied per text, fill memory
 PARAGRAPH = re.compile(r"\n\s*\n\s*")
 SENTENCE = re.compile(r"[.!?…]+[\"')\]]*\s+|[。！？；…]+[”’」』）]*\s*|\n")
@@ -49,8 +50,11 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Int32Array]:
         """Return each text's token ids, (L,) int32, ending in exactly one appended end token."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts))
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        ids: list[Int32Array] = []
+        for start in range(0, len(texts), SLICE):
+            encodings = self._tokenizer.encode_batch_fast(list(texts[start : start + SLICE]))
+            ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return ids
 
     def cut(self, ids: Int32Array, num_tokens: int) -> Int32Array:
         """Return the first `num_tokens` ids of a text, the last of them the end token."""

@@ -84,7 +84,7 @@ def embeddings() -> Qwen3Embeddings:
 
 
 def test_vectors_are_lists_of_python_floats(embeddings: Qwen3Embeddings) -> None:
-    """Every number is a plain float: pydantic models and JSON of LangChain's stores take no other."""
+    """Every number is a plain float: the JSON of LangChain's stores takes no other."""
     rows = [embeddings.embed_query(QUERY), *embeddings.embed_documents(DOCUMENTS)]
     assert {type(rows), *map(type, rows)} == {list}
     assert {type(number) for row in rows for number in row} == {float}
@@ -152,7 +152,7 @@ def test_equal_options_share_one_encoder(tiny: Qwen3Encoder) -> None:
 def test_encoder_and_options_together_are_refused(
     tiny: Qwen3Encoder, options: dict[str, Any]
 ) -> None:
-    """A ready encoder has its options: giving others beside it would be ignored, so it is an error."""
+    """A ready encoder has its options: others beside it would be ignored, so they are refused."""
     with pytest.raises(ConfigError, match="either encoder or options"):
         Qwen3Embeddings(encoder=tiny, **options)
 

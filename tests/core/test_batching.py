@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +39,7 @@ def test_longest_texts_come_first(lengths, budget):
 def test_a_batch_ends_only_when_the_next_text_does_not_fit(lengths, budget):
     """No batch could have taken the first text of the next one."""
     plan = plan_batches(lengths, budget)
-    for batch, following in zip(plan, plan[1:], strict=False):
+    for batch, following in pairwise(plan):
         total = sum(lengths[row] for row in batch) + lengths[following[0]]
         assert total > budget, f"{total} tokens would have fitted in {budget}"
 

@@ -32,7 +32,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A whole checkpoint, small enough to write for each test, to be spoiled by it."""
+    """Write a whole checkpoint, small enough to write for each test, to be spoiled by it."""
     return write_checkpoint(tmp_path / "checkpoint", WITHOUT_TOKENS)
 
 
@@ -68,7 +68,7 @@ def test_the_official_config_is_read(tmp_path):
     ],
 )
 def test_both_spellings_of_rope(tmp_path, rope):
-    """transformers 4 writes rope_theta, transformers 5 rope_parameters: both are one model."""
+    """The rope_theta of transformers 4 and the rope_parameters of 5 are one model."""
     shape = {key: value for key, value in SHAPE_06B.items() if not key.startswith("rope")}
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.json").write_text(json.dumps(shape | rope))
@@ -178,7 +178,20 @@ def test_pickled_weights_are_not_read(folder):
         weight_files(folder)
 
 
-@pytest.mark.parametrize("model", ["/no/such/folder", "./nowhere", "nowhere", "a/b/c", "~/none/x/y"])
+def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path):
+    """Ids beyond the embedding table are refused at load, not met in the middle of a forward.
+
+    On CUDA a single one would end the process's device for every caller.
+    """
+    shape = WITHOUT_TOKENS | {"vocab_size": SHAPE_SMALL["vocab_size"] - 4}  # as in the 4B and 8B
+    folder = write_checkpoint(tmp_path / "mixed", shape)
+    with pytest.raises(ModelLoadError, match=r"tokenizer.*15166[589]"):
+        Qwen3Encoder(EncoderConfig(model=str(folder), dtype="float32")).close()
+
+
+@pytest.mark.parametrize(
+    "model", ["/no/such/folder", "./nowhere", "nowhere", "a/b/c", "~/none/x/y"]
+)
 def test_a_missing_folder_is_named(model):
     """A path that is not there is refused by its name, without asking the network."""
     with pytest.raises(ModelLoadError) as caught:
@@ -196,7 +209,7 @@ def test_a_file_is_no_model(tmp_path):
 
 
 def test_a_revision_goes_with_a_hub_id_only(folder):
-    """revision with a folder or with "tiny" is an error: it would be dropped in silence."""
+    """A revision with a folder or with "tiny" is an error: it would be dropped in silence."""
     for model in (str(folder), "tiny"):
         with pytest.raises(ConfigError, match="revision='v1' goes with a hub id"):
             locate_model(EngineConfig(model=model, revision="v1"))

@@ -61,9 +61,7 @@ def flat(weights: Weights) -> list[torch.Tensor]:
 
 
 def assert_same(one: Weights, other: Weights) -> None:
-    different = sum(
-        not torch.equal(a, b) for a, b in zip(flat(one), flat(other), strict=True)
-    )
+    different = sum(not torch.equal(a, b) for a, b in zip(flat(one), flat(other), strict=True))
     assert different == 0, f"{different} of {len(flat(one))} tensors differ"
 
 
@@ -196,7 +194,7 @@ def test_a_missing_shard_is_named(tmp_path, tensors):
     """A shard the index names and the folder lacks is refused by name, with the count."""
     folder = write(tmp_path / "shards", tensors, num_shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(ModelLoadError, match="lacks 1 of 3 weight files.*model-00002-of-00003"):
+    with pytest.raises(ModelLoadError, match=r"lacks 1 of 3 weight files.*model-00002-of-00003"):
         load(folder)
 
 
@@ -205,7 +203,7 @@ def test_a_truncated_shard_is_refused(tmp_path, tensors):
     folder = write(tmp_path / "shards", tensors, num_shards=3)
     path = folder / "model-00003-of-00003.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ModelLoadError, match="model-00003-of-00003.*damaged or cut short"):
+    with pytest.raises(ModelLoadError, match=r"model-00003-of-00003.*damaged or cut short"):
         load(folder)
 
 

@@ -1,0 +1,132 @@
+"""The command, run as a user runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3_embedding_integrations import Qwen3Encoder
+
+HELP = "# Password\n\nForgot your password? We send a link that works once.\n"
+LAW = "出租人出卖租赁房屋的，承租人享有以同等条件优先购买的权利。\n"
+ROWS = '{"text": "Water boils at 100 °C at sea level.", "topic": "physics"}\n'
+
+
+def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `qwen3-embedding` with these arguments."""
+    command = [sys.executable, "-m", "qwen3_embedding_integrations", *map(str, arguments)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1", "COLUMNS": "120"}
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files in two languages, and one that is damaged."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "help.md").write_text(HELP, encoding="utf-8")
+    (folder / "law.txt").write_text(LAW, encoding="utf-8")
+    (folder / "rows.jsonl").write_text(ROWS, encoding="utf-8")
+    (folder / "damaged.pdf").write_bytes(b"%PDF-1.7 and nothing more")
+    return folder
+
+
+@pytest.mark.parametrize("store", ["chroma", "qdrant"])
+def test_index_then_search(store: str, folder: Path, tmp_path: Path) -> None:
+    """What was indexed is found with the stored options; a damaged file is named, others kept."""
+    place = ["--store", store, "--location", tmp_path / "vectors"]
+    indexed = run("index", folder, *place, "--model", "tiny", "--dimensions", 128)
+    assert indexed.returncode == 1, indexed.stderr
+    assert "damaged.pdf" in indexed.stderr
+    assert "3 files, 3 pieces" in indexed.stdout, indexed.stdout
+
+    found = run("search", "房东卖房，租客能优先买吗？", *place, "--json")
+    assert found.returncode == 0, found.stderr
+    hits = json.loads(found.stdout)
+    assert hits[0]["text"] == LAW.strip()
+    assert hits[0]["source"].endswith("law.txt")
+    assert [hit["score"] for hit in hits] == sorted((h["score"] for h in hits), reverse=True)
+    assert {hit.get("topic") for hit in hits} == {None, "physics"}
+
+    again = run("index", folder / "law.txt", *place)
+    assert again.returncode == 0, again.stderr
+    assert "1 files, 1 pieces" in again.stdout
+    assert "3 rows" in again.stdout, "the same file indexed again must replace its rows"
+
+    table = run("search", "forgot password", *place, "--limit", 1)
+    assert "help.md #0" in table.stdout, table.stdout
+    assert "Forgot your password?" in table.stdout
+
+    refused = run("index", folder / "law.txt", *place, "--dimensions", 64)
+    assert refused.returncode == 2
+    assert "dimensions" in refused.stderr
+    assert "ContractMismatchError" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+    same = run("contract", "diff", *place, "--model", "tiny", "--dimensions", 128)
+    assert (same.returncode, same.stdout[:13]) == (0, "no difference")
+    other = run("contract", "diff", *place, "--model", "tiny", "--json")
+    assert other.returncode == 1
+    assert json.loads(other.stdout) == [
+        {"field": "dimensions", "stored": 128, "given": 256, "is_hard": True}
+    ]
+    shown = json.loads(run("contract", "show", *place).stdout)
+    assert (shown["model"], shown["dimensions"]) == ("tiny", 128)
+
+
+def test_encode(tmp_path: Path) -> None:
+    """Lines become the rows that the encoder makes of them, as .npy and as JSON lines."""
+    lines = ["Paris is the capital of France.", "房东要卖房"]
+    stdin = "\n".join(lines) + "\n"
+    with Qwen3Encoder("tiny") as encoder:
+        documents, queries = encoder.encode_documents(lines), encoder.encode_queries(lines)
+
+    done = run("encode", "--model", "tiny", "--output", tmp_path / "v.npy", stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    difference = np.abs(np.load(tmp_path / "v.npy") - documents).max()
+    assert difference < 1e-6, difference
+
+    arguments = ["--role", "query", "--output", tmp_path / "v.jsonl"]
+    done = run("encode", "--model", "tiny", *arguments, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text("utf-8").splitlines()]
+    assert [row["text"] for row in rows] == lines
+    difference = np.abs(np.array([row["vector"] for row in rows]) - queries).max()
+    assert difference < 1e-6, difference
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "says"),
+    [
+        (["encode", "--output", "v.npy", "--model", "./nowhere"], "a\n", "no folder './nowhere'"),
+        (["encode", "--output", "v.txt", "--model", "tiny"], "a\n", "end it in .npy or .jsonl"),
+        (["encode", "--output", "v.npy", "--model", "tiny"], "a\n\nb\n", "documents[1] is empty"),
+        (["encode", "--output", "v.npy", "--model", "tiny", "--dtype", "int3"], "a\n", "'int3'"),
+        (["search", "x", "--location", "nowhere"], "", "run `qwen3-embedding index` first"),
+        (["index", "nowhere.md", "--model", "tiny"], "", "nowhere.md does not exist"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str], stdin: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake ends with status 2 and a line that says what to do, never with a traceback."""
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments, stdin=stdin)
+    assert done.returncode == 2, done.stderr
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_demo() -> None:
+    """The demo finds the expected text for each of its five questions through each door."""
+    done = run("demo")
+    assert done.returncode == 0, done.stderr
+    for door in ("Chroma", "LangChain", "LlamaIndex", "Qdrant"):
+        assert done.stdout.count(f"{door} ✓") == 5, done.stdout

@@ -84,10 +84,9 @@ class Qwen3Embedding(BaseEmbedding):
     @property
     def encoder(self) -> Encoder:
         """The encoder given, or this process's for these options, loaded on first use."""
-        config = self.config()
+        given, config = self._given, self.config()
         # A field assigned later counts: what is serialised is what makes the vectors.
-        is_given = self._given is not None and self._given.config == config
-        return self._given if is_given and self._given else shared_encoder(config)
+        return given if given is not None and given.config == config else shared_encoder(config)
 
     async def _aencoder(self) -> Encoder:
         return await asyncio.to_thread(lambda: self.encoder)

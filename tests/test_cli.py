@@ -23,7 +23,13 @@ def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]
     command = [sys.executable, "-m", "qwen3_embedding_integrations", *map(str, arguments)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1", "COLUMNS": "120"}
     return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, env=environment, timeout=300
+        command,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=300,
     )
 
 

@@ -72,14 +72,13 @@ def test_vectors_are_unit_and_float32(tiny, texts):
         assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-6
 
 
-def test_documents_equal_transformers(tiny, texts):
+def test_both_roles_equal_transformers(tiny, texts):
     """The small model's vectors are those of Qwen3Model with the official way of pooling."""
     expected = reference_vectors(TINY, texts + format_queries(texts, WEB_SEARCH))
     assert_close(tiny.encode_documents(texts), expected[: len(texts)], "documents")
     assert_close(tiny.encode_queries(texts), expected[len(texts) :], "queries")
 
 
-@pytest.mark.filterwarnings("default")  # sentence-transformers' own
 def test_equals_sentence_transformers(tiny, texts):
     """sentence-transformers, given the same folder, makes the same vectors for both roles."""
     from sentence_transformers import SentenceTransformer

@@ -33,7 +33,9 @@ def test_example(name: str) -> None:
     """The example ends well and prints what it promises."""
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / name)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     missing = [text for text in EXPECTED[name] if text not in done.stdout]
     assert not missing, f"{missing} not in: {done.stdout}"

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from .errors import ConfigError, InputError, Qwen3EmbeddingError
 if TYPE_CHECKING:
     from .contract import EmbeddingContract
     from .documents import Document
+    from .stores import Store
 
 app = typer.Typer(
     help="Qwen3-Embedding in your vector stack: index, search, encode.",
@@ -127,10 +129,8 @@ def index(
 
     The same file indexed again replaces its rows.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from .documents import find_files, read_documents
-    from .stores import fill, open_store
+    from .documents import find_files
+    from .stores import open_store
 
     options = _given(locals(), "model", "dimensions", "instruction", "device", "dtype", "revision")
     files = find_files(paths)
@@ -138,6 +138,29 @@ def index(
         raise InputError(f"nothing to index in {', '.join(map(str, paths))}")
     with err.status("loading the model"):
         target = open_store(store.value, location, collection, options, create=True)
+    with closing(target):
+        num_written, failures = _fill_from_files(target, files, max_tokens, text_field)
+        num_rows, num_tokens = len(target), target.encoder.stats().tokens
+    out.print(
+        f"{len(files) - len(failures)} files, {num_written} pieces, {num_tokens:,} tokens; "
+        f"{num_rows} rows in {store.value} {collection!r} at {location}"
+    )
+    for failure in failures:
+        err.print("[red]failed[/] ", end="")
+        err.print(failure, markup=False, highlight=False)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _fill_from_files(
+    target: Store, files: list[Path], max_tokens: int, text_field: str | None
+) -> tuple[int, list[str]]:
+    """Write the files' documents under a progress bar; return how many, and what failed."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .documents import read_documents
+    from .stores import fill
+
     failures: list[str] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=err) as bar:
@@ -161,16 +184,7 @@ def index(
         for num_documents in fill(target, documents()):
             num_written += num_documents
             bar.update(written, completed=num_written)
-    stats = target.encoder.stats()
-    out.print(
-        f"{len(files) - len(failures)} files, {num_written} pieces, {stats.tokens:,} tokens; "
-        f"{len(target)} rows in {store.value} {collection!r} at {location}"
-    )
-    for failure in failures:
-        err.print("[red]failed[/] ", end="")
-        err.print(failure, markup=False, highlight=False)
-    if failures:
-        raise typer.Exit(1)
+    return num_written, failures
 
 
 @app.command()
@@ -192,7 +206,8 @@ def search(
     options = _given(locals(), "model", "instruction", "device", "dtype")
     with err.status("loading the model"):
         source = open_store(store.value, location, collection, options, create=False)
-    hits = source.search(source.encoder.encode_queries([text])[0], limit)
+    with closing(source):
+        hits = source.search(source.encoder.encode_queries([text])[0], limit)
     if as_json:
         rows = [{"score": round(hit.score, 6), "text": hit.text, **hit.facts} for hit in hits]
         _print_json(rows)

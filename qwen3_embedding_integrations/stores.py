@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -43,6 +44,7 @@ class Store(Protocol):
     def write(self, documents: Sequence[Document], vectors: Vectors) -> None: ...
     def search(self, vector: Vectors, limit: int) -> list[Hit]: ...
     def __len__(self) -> int: ...
+    def close(self) -> None: ...
 
 
 def open_store(
@@ -122,6 +124,9 @@ class ChromaStore:
     def __len__(self) -> int:
         return self._collection.count()
 
+    def close(self) -> None:
+        """Do nothing: Chroma writes at once and holds no lock."""
+
 
 class QdrantStore:
     """A Qdrant collection in a folder or behind a URL."""
@@ -132,15 +137,18 @@ class QdrantStore:
         from .qdrant import Qwen3Collection, connect, stored_config
 
         client = connect(location)
-        exists = client.collection_exists(collection)
-        if not exists and not create:
-            names = [one.name for one in client.get_collections().collections]
-            raise _nothing(collection, location, names)
-        config = merge(stored_config(client, collection) if exists else None, options)
-        self.encoder = shared_encoder(config)
-        self._collection: Qwen3Collection = Qwen3Collection(
-            client, collection, encoder=self.encoder
-        )
+        with ExitStack() as on_failure:
+            on_failure.callback(client.close)
+            exists = client.collection_exists(collection)
+            if not exists and not create:
+                names = [one.name for one in client.get_collections().collections]
+                raise _nothing(collection, location, names)
+            config = merge(stored_config(client, collection) if exists else None, options)
+            self.encoder = shared_encoder(config)
+            self._collection: Qwen3Collection = Qwen3Collection(
+                client, collection, encoder=self.encoder
+            )
+            on_failure.pop_all()
 
     def write(self, documents: Sequence[Document], vectors: Vectors) -> None:
         """Write the documents, replacing those of the same source and position."""
@@ -158,6 +166,10 @@ class QdrantStore:
 
     def __len__(self) -> int:
         return len(self._collection)
+
+    def close(self) -> None:
+        """Give a local folder's lock back."""
+        self._collection.client.close()
 
 
 def read_contract(store: str, location: str, collection: str) -> EmbeddingContract | None:

@@ -103,7 +103,9 @@ def test_other_dimensions_are_refused_whatever_is_allowed(client: QdrantClient) 
     """Vectors of another width cannot stand in the collection: no override can make them fit."""
     collection(client, dimensions=64)
     for allow_mismatch in (False, True):
-        with pytest.raises(ContractMismatchError, match="dimensions: stored 64, yours 256") as error:
+        with pytest.raises(
+            ContractMismatchError, match="dimensions: stored 64, yours 256"
+        ) as error:
             collection(client, allow_mismatch=allow_mismatch)
         assert fields(error) == ["dimensions"]
 

@@ -60,9 +60,14 @@ class Qwen3Encoder:
         from .core.loading import load_model
 
         config = EncoderConfig.of(config)
-        self._init(config, load_model(config.engine))
+        loaded = load_model(config.engine)
+        try:
+            self._init(config, loaded)
+        except BaseException:
+            loaded.engine.close()
+            raise
         # An encoder nobody holds any more ends its thread and frees its weights.
-        weakref.finalize(self, self._loaded.engine.stop).atexit = False
+        weakref.finalize(self, loaded.engine.stop).atexit = False
 
     @classmethod
     def over(cls, loaded: LoadedModel, config: EncoderConfig) -> Qwen3Encoder:

@@ -17,10 +17,14 @@ Qwen3EmbeddingError
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class Qwen3EmbeddingError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose; all of them survive pickling."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 class ConfigError(Qwen3EmbeddingError, ValueError):
@@ -101,3 +105,11 @@ class MissingDependencyError(Qwen3EmbeddingError, ImportError):
         )
         self.package = package
         self.extra = extra
+
+
+def _rebuild(
+    kind: type[Qwen3EmbeddingError], args: tuple[Any, ...], facts: dict[str, Any]
+) -> Qwen3EmbeddingError:
+    error = kind.__new__(kind, *args)  # not __init__, which would make the message anew
+    error.__dict__.update(facts)
+    return error

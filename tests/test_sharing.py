@@ -219,7 +219,7 @@ def test_a_forked_child_uses_its_own_encoder(is_busy, parallelism):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=60,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
@@ -241,7 +241,7 @@ encoder.encode_queries(["a"])
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=60,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]

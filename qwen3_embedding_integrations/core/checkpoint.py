@@ -133,7 +133,7 @@ def read_architecture(folder: Path) -> Architecture:
 def _check_pooling(folder: Path) -> None:
     """Refuse a sentence-transformers folder that makes its vectors in another way."""
     if (folder / "modules.json").is_file():
-        modules = cast(list[dict[str, Any]], _read_json(folder / "modules.json"))
+        modules = cast(list[dict[str, Any]], _read_json(folder / "modules.json", list))
         kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
         if strange := [kind for kind in kinds if kind not in POOLED_MODULES]:
             raise ModelLoadError(
@@ -194,9 +194,9 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, kind: type = dict) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelLoadError(
             f"{path.parent} has no {path.name}; a model folder holds config.json, tokenizer.json "
@@ -204,3 +204,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise ModelLoadError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}")
+    return value

@@ -37,7 +37,7 @@ MAX_OVERTAKING_FORWARDS = 8  # after so many forwards of single calls, a waiting
 MAX_SKIPPED_SHARES = 64  # how far back the queue is searched for what still fits
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Call:
     """One submitted call: where its vectors are written, and what is still missing."""
 
@@ -110,6 +110,8 @@ class Engine:
         self._max_in_flight = max_in_flight
         self._calls: deque[_Share] = deque()  # calls that fit one forward
         self._bulk: deque[_Share] = deque()  # shares of larger calls
+        self._in_flight: deque[_Flight] = deque()
+        self._open_calls: weakref.WeakSet[Call] = weakref.WeakSet()  # whoever waits holds their own
         self._num_overtaking = 0
         # Reentrant: the garbage collector may stop an engine from within any allocation.
         self._wakeup = threading.Condition(threading.RLock())
@@ -149,6 +151,7 @@ class Engine:
         with self._wakeup:
             if self._closed_because is not None:
                 raise EngineClosedError(self._closed_because)
+            self._open_calls.add(call)
             (self._calls if len(shares) == 1 else self._bulk).extend(shares)
             self._wakeup.notify()
         return call
@@ -175,27 +178,33 @@ class Engine:
             self._wakeup.notify()
 
     def _serve(self) -> None:
-        in_flight: deque[_Flight] = deque()
         try:
-            while (shares := self._next_shares(wait=not in_flight)) is not None:
-                if shares:
-                    in_flight.append(self._start(shares))
-                if in_flight and (not shares or len(in_flight) >= self._max_in_flight):
-                    self._finish(in_flight.popleft())
-            while in_flight:
-                self._finish(in_flight.popleft())
+            while self._step():
+                pass
+            while self._in_flight:
+                self._finish(self._in_flight.popleft())
         except BaseException as error:  # a bug of ours: no caller may wait for ever
             logger.exception("the engine's thread ended")
             self._stop(f"the engine's thread ended: {error!r}")
         finally:
-            reason = self._closed_because or "the engine's thread ended"
-            shares = [share for flight in in_flight for share in flight.shares]
             with self._wakeup:
-                shares += [*self._calls, *self._bulk]
                 self._calls.clear()
                 self._bulk.clear()
-            for share in shares:
-                share.call.fail(EngineClosedError(reason))
+                unanswered = [call for call in self._open_calls if not call.future.done()]
+            for call in unanswered:
+                call.fail(EngineClosedError(self._closed_because or "the encoder is closed"))
+            del self._launch  # and with it the weights
+
+    def _step(self) -> bool:
+        """Launch what waits, finish what is due; False once closed. Keeps no call in a local."""
+        shares = self._next_shares(wait=not self._in_flight)
+        if shares is None:
+            return False
+        if shares:
+            self._in_flight.append(self._start(shares))
+        if self._in_flight and (not shares or len(self._in_flight) >= self._max_in_flight):
+            self._finish(self._in_flight.popleft())
+        return True
 
     def _next_shares(self, *, wait: bool) -> list[_Share] | None:
         """Return the shares of the next forward, none if nothing waits; None once closed."""
@@ -253,6 +262,8 @@ class Engine:
         except Exception as error:
             failure = error.with_traceback(None)
         else:
+            if len(vectors) != len(flight.batch):
+                raise EngineError(f"{len(flight.batch)} sequences gave {len(vectors)} vectors")
             stop = 0
             for share in flight.shares:
                 start, stop = stop, stop + len(share.batch)

@@ -43,12 +43,12 @@ class EmbeddingHead:
         if np.isfinite(vectors).all():
             return vectors
         num_bad = int((~np.isfinite(vectors).all(axis=1)).sum())
-        name = str(self._model.dtype).removeprefix("torch.")
-        remedy = (
-            'use dtype="bfloat16", or "float32" where the device lacks it'
-            if name == "float16"
-            else f'the weights may be damaged: compare with dtype="float32" (now {name})'
-        )
+        name = str(self._model.weights_dtype).removeprefix("torch.")
+        remedy = {
+            "float16": 'use dtype="bfloat16", or "float32" where the device lacks it',
+            "bfloat16": 'try dtype="float32"; if that fails too, the weights are damaged',
+            "float32": "the weights are damaged: download them again",
+        }[name]
         raise NonFiniteOutputError(
             f"{num_bad} of {len(vectors)} vectors hold NaN or inf in {name}; {remedy}"
         )

@@ -55,10 +55,15 @@ def load_model(config: EngineConfig) -> LoadedModel:
     config = resolve(config)
     folder = locate_model(config)
     architecture = read_architecture(folder)
+    stamps = _stamps(folder)
     tokenizer = Tokenizer(folder)
+    if tokenizer.num_ids > architecture.vocab_size:
+        raise ModelLoadError(
+            f"{folder}: tokenizer.json knows {tokenizer.num_ids} tokens, the model "
+            f"{architecture.vocab_size}: they belong to different models"
+        )
     device, dtype = torch.device(config.device), _torch_dtype(config.dtype)
     attention, reason = choose_attention(config.attention, device, dtype)
-    stamps = _stamps(folder)
     weights = load_weights(folder, architecture, device=device, dtype=dtype)
     model = Qwen3Model(
         weights,

@@ -57,6 +57,7 @@ class Qwen3Model:
         self.architecture = architecture
         self.device = device
         self.dtype = dtype  # of the activations
+        self.weights_dtype = weights.norm.dtype
         self._weights = weights
         self._attention = attention
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()

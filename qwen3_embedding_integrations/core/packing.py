@@ -41,8 +41,7 @@ class PackedBatch:
 
     def split(self) -> tuple[PackedBatch, PackedBatch]:
         """Return the two halves nearest in tokens; a batch of one sequence has none."""
-        middle = int(np.searchsorted(self.cu_seqlens, self.num_tokens / 2))
-        middle = min(max(middle, 1), len(self) - 1)
+        middle = 1 + int(np.abs(self.cu_seqlens[1:-1] - self.num_tokens / 2).argmin())
         cut = self.cu_seqlens[middle]
         left = PackedBatch(self.input_ids[:cut], self.cu_seqlens[: middle + 1], self.prefix_ids)
         right = PackedBatch(self.input_ids[cut:], self.cu_seqlens[middle:] - cut, self.prefix_ids)

@@ -46,6 +46,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()  # a saved setting would cut, or pad, behind our back
         self._tokenizer.no_padding()
         self.end_id = self._check_end(folder)
+        self.num_ids = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.prompt = lru_cache(maxsize=256)(self._split_prompt)
 
     def encode(self, texts: Sequence[str]) -> list[Int32Array]:
@@ -71,7 +72,7 @@ class Tokenizer:
         ids = np.array(encoding.ids[:-1], np.int32)
         ends = np.array([end for _, end in encoding.offsets[:-1]], np.int64)
         borders = [
-            np.searchsorted(ends, [match.end() for match in pattern.finditer(head + text)]) + 1
+            np.searchsorted(ends, [m.end() for m in pattern.finditer(head + text)], side="right")
             for pattern in (PARAGRAPH, SENTENCE)
         ]
         end = np.array([self.end_id], np.int32)

@@ -339,6 +339,7 @@ def test_a_bulk_call_is_not_starved(engines):
     is_bulk = [batch.input_ids[0] < 500 for batch in device.batches[1:]]
     gaps = [len(list(run)) for kind, run in itertools.groupby(is_bulk) if not kind]
     assert sum(is_bulk) == 4
+    assert not is_bulk[-1], "the bulk call waited for every small one"
     assert max(gaps[:4]) <= MAX_OVERTAKING_FORWARDS, f"small calls between bulk shares: {gaps}"
 
 

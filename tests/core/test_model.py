@@ -239,7 +239,7 @@ def test_not_a_number_is_an_error(tmp_path):
     folder = broken_checkpoint(tmp_path / "nan", "layers.1.mlp.down_proj.weight", float("nan"))
     with (
         Qwen3Encoder(EncoderConfig(model=str(folder), dtype="float32")) as encoder,
-        pytest.raises(NonFiniteOutputError, match=r"2 of 2 vectors.*weights may be damaged"),
+        pytest.raises(NonFiniteOutputError, match=r"2 of 2 vectors.*weights are damaged"),
     ):
         encoder.encode_documents(["one", "two"])
 

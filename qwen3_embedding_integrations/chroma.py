@@ -20,7 +20,7 @@ try:
     from chromadb.errors import NotFoundError
     from chromadb.utils.embedding_functions import register_embedding_function
 except ImportError as error:
-    raise MissingDependencyError("chromadb", extra="chroma") from error
+    raise MissingDependencyError("chromadb", extra="chroma", reason=error) from error
 
 NAME = "qwen3_embedding"  # stored in users' collections: never change it
 CONTRACT_KEY = "qwen3_embedding_contract"  # of a collection's metadata
@@ -107,7 +107,7 @@ def open_collection(
     model open in silence. Here the contract of the stored vectors is compared with that of your
     function (given, or made from `options`), which loads the model. `metadata` is for a new
     collection. Raises ContractMismatchError with the differing fields; `allow_mismatch=True`
-    opens the collection all the same.
+    opens the collection all the same, unless it belongs to another embedding function.
     """
     if embedding_function is not None and (options or model):
         raise ConfigError("give either embedding_function or options, not both")
@@ -181,13 +181,14 @@ def _require_match(
         for option in HARD_OPTIONS
         if theirs.get(option) != mine[option]
     ]
-    if kept.get("name") != NAME:
+    is_ours = kept.get("name") == NAME
+    if not is_ours:  # Chroma itself would refuse our function, so no override can help
         differences = [("embedding_function", kept.get("name"), NAME)]
-    if differences and not allow_mismatch:
+    if differences and not (is_ours and allow_mismatch):
         described = "; ".join(f"{f}: stored {s!r}, yours {g!r}" for f, s, g in differences)
         raise ContractMismatchError(
             f"{index} was made otherwise: {described}. Open it with the options it was made with, "
-            "index again under another name, or pass allow_mismatch=True",
+            "index again under another name" + (", or pass allow_mismatch=True" if is_ours else ""),
             differences=differences,
         )
     return None

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -132,13 +132,11 @@ class Qwen3Encoder:
     ) -> Vectors:
         """Return what `encode_queries` returns, without blocking the event loop."""
         prompt = self._prompt(instruction)
-        return await self._aresult(
-            await asyncio.to_thread(self._submit, queries, "queries", prompt)
-        )
+        return await self._aresult(self._submit, queries, "queries", prompt)
 
     async def aencode_documents(self, documents: Sequence[str]) -> Vectors:
         """Return what `encode_documents` returns, without blocking the event loop."""
-        return await self._aresult(await asyncio.to_thread(self._submit, documents, "documents"))
+        return await self._aresult(self._submit, documents, "documents")
 
     def stream_documents(
         self, documents: Iterable[str], *, window: int = WINDOW
@@ -212,6 +210,12 @@ class Qwen3Encoder:
 
         return shared_encoder, (self.config,)  # weights do not travel: the other side loads them
 
+    def __copy__(self) -> Qwen3Encoder:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Qwen3Encoder:
+        return self  # hosts copy their settings; the weights stay one
+
     def __repr__(self) -> str:
         loaded = self._loaded.config
         return f"Qwen3Encoder({self.config.model!r}, {self.dimensions}, {loaded.device!r})"
@@ -248,7 +252,13 @@ class Qwen3Encoder:
             raise
         return self._pooled(job, vectors)
 
-    async def _aresult(self, job: _Job) -> Vectors:
+    async def _aresult(self, submit: Callable[..., _Job], *arguments: Any) -> Vectors:
+        submitting = asyncio.ensure_future(asyncio.to_thread(submit, *arguments))
+        try:
+            job = await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            submitting.add_done_callback(_cancel_submitted)
+            raise
         return self._pooled(job, await asyncio.wrap_future(job.call.future))
 
     def _pooled(self, job: _Job, vectors: Vectors) -> Vectors:
@@ -291,6 +301,12 @@ class _Job(NamedTuple):
     @property
     def num_done(self) -> int:
         return len(self.inputs.sequences) - self.call.num_missing
+
+
+def _cancel_submitted(submitting: asyncio.Future[_Job]) -> None:
+    """Take back a call whose caller left while it was being tokenised."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().call.future.cancel()
 
 
 def _windows(documents: Iterable[str], window: int) -> Iterator[list[str]]:

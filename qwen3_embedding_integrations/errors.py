@@ -99,9 +99,10 @@ class EngineClosedError(EngineError):
 class MissingDependencyError(Qwen3EmbeddingError, ImportError):
     """A package that an extra installs is not there."""
 
-    def __init__(self, package: str, *, extra: str) -> None:
+    def __init__(self, package: str, *, extra: str, reason: object = "not installed") -> None:
         super().__init__(
-            f"{package} is not installed; run: pip install 'qwen3-embedding-integrations[{extra}]'"
+            f"{package} cannot be imported ({reason}); run: "
+            f"pip install 'qwen3-embedding-integrations[{extra}]'"
         )
         self.package = package
         self.extra = extra

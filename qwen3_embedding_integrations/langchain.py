@@ -13,7 +13,7 @@ from .sharing import shared_encoder
 try:
     from langchain_core.embeddings import Embeddings
 except ImportError as error:
-    raise MissingDependencyError("langchain-core", extra="langchain") from error
+    raise MissingDependencyError("langchain-core", extra="langchain", reason=error) from error
 
 
 class Qwen3Embeddings(Embeddings):

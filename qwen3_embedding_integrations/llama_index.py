@@ -17,7 +17,7 @@ try:
     from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
     from llama_index.core.storage.kvstore.types import BaseKVStore
 except ImportError as error:
-    raise MissingDependencyError("llama-index-core", extra="llama-index") from error
+    raise MissingDependencyError("llama-index-core", extra="llama-index", reason=error) from error
 
 
 class Qwen3Embedding(BaseEmbedding):

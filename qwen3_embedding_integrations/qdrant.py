@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import uuid
 from collections import Counter
@@ -21,7 +22,7 @@ from .sharing import shared_encoder
 try:
     from qdrant_client import QdrantClient, models
 except ImportError as error:
-    raise MissingDependencyError("qdrant-client", extra="qdrant") from error
+    raise MissingDependencyError("qdrant-client", extra="qdrant", reason=error) from error
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ class Qwen3Collection:
         stay apart. The document is kept in the payload under "document", beside what `payloads`
         gives. Raises InputError before anything is written when the lists do not fit together.
         """
+        if isinstance(documents, str) or not isinstance(documents, Sequence):
+            raise TypeError(f"documents is a {type(documents).__name__}; pass a list of str")
         point_ids = _point_ids(documents, ids)
         rows = _payloads(documents, payloads)
         start = 0
@@ -253,7 +256,7 @@ def _point_ids(
         point_ids: list[int | str] = []
         for document in documents:
             # surrogatepass: a damaged text gets its clear error from the encoder.
-            text = str(document).encode("utf-8", "surrogatepass").hex()
+            text = hashlib.sha256(str(document).encode("utf-8", "surrogatepass")).hexdigest()
             point_ids.append(str(uuid.uuid5(NAMESPACE, f"document:{seen[text]}:{text}")))
             seen[text] += 1
         return point_ids

@@ -42,7 +42,7 @@ def shared_encoder(config: EncoderConfig | str | None = None) -> Qwen3Encoder:
 
     Encoders that differ only in dimensions, instruction, max_length, on_too_long or on_empty share
     one copy of the weights and one queue. Safe in threads (one loads, the others wait) and after a
-    fork (the child loads its own).
+    fork (the child loads its own; with CUDA, start processes by spawn, as torch demands).
     """
     from .core.loading import load_model, resolve
 

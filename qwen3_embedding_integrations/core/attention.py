@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
@@ -25,16 +25,12 @@ class Segments:
     k_lengths: list[int]
     cu_q: torch.Tensor  # (B + 1,) int32, on the device
     cu_k: torch.Tensor  # (B + 1,) int32, on the device
+    max_q: int = field(init=False)
+    max_k: int = field(init=False)
 
-    @property
-    def max_q(self) -> int:
-        """Queries of the longest text."""
-        return max(self.q_lengths)
-
-    @property
-    def max_k(self) -> int:
-        """Keys of the longest text."""
-        return max(self.k_lengths)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_q", max(self.q_lengths))
+        object.__setattr__(self, "max_k", max(self.k_lengths))
 
 
 # q (Tq, Hq, D), k and v (Tk, Hk, D) -> (Tq, Hq, D)
@@ -118,7 +114,7 @@ def sdpa_attention(
             _heads_first(k[k_start:k_stop], num_texts),
             _heads_first(v[k_start:k_stop], num_texts),
             attn_mask=_mask(q_length, k_length, q.device),
-            is_causal=q_length == k_length > 1,
+            is_causal=q_length == k_length > 1 and q.device.type != "mps",
             enable_gqa=True,
         )  # (num_texts, Hq, q_length, D)
         out[q_start:q_stop] = part.transpose(1, 2).flatten(0, 1)
@@ -128,7 +124,8 @@ def sdpa_attention(
 
 def _mask(q_length: int, k_length: int, device: torch.device) -> torch.Tensor | None:
     # A single query sees every key; is_causal would let it see the first alone (top left).
-    if q_length in {1, k_length}:
+    # On Metal is_causal has let half-precision tokens see later ones (pytorch#195910).
+    if q_length == 1 or (q_length == k_length and device.type != "mps"):
         return None
     seen = torch.ones(q_length, k_length, dtype=torch.bool, device=device)
     return seen.tril(k_length - q_length)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,9 @@ from ..errors import ConfigError, ModelLoadError
 from .config import TINY, EngineConfig
 
 ARCHITECTURES = {"Qwen3Model", "Qwen3ForCausalLM"}
-FILE_PATTERNS = ["*.json", "*.safetensors", "merges.txt", "1_Pooling/config.json"]
+FILE_PATTERNS = ["*.json", "*.safetensors", "1_Pooling/config.json"]
+# What besides the files' bytes changes a vector. Kept in indexes: never change the list.
+IDENTIFYING = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "rms_norm_eps", "rope_theta")
 # One name for the layouts of sentence-transformers' modules.json, from 2.x to 6.x.
 POOLED_MODULES = {"Transformer", "Pooling", "Normalize"}
 
@@ -178,9 +180,10 @@ def weight_files(folder: Path) -> list[Path]:
 def content_hash(folder: Path, architecture: Architecture) -> str:
     """Return what tells this model from any other: equal files, wherever they lie, are equal.
 
-    SHA-256 over the architecture's numbers, tokenizer.json and every weight file.
+    SHA-256 over the numbers that the weights do not show, tokenizer.json and every weight file.
     """
-    total = hashlib.sha256(json.dumps(asdict(architecture), sort_keys=True).encode())
+    numbers = {name: getattr(architecture, name) for name in IDENTIFYING}
+    total = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
     for path in [folder / "tokenizer.json", *weight_files(folder)]:
         total.update(f"{path.name} {_file_hash(path)}\n".encode())
     return total.hexdigest()[:16]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from ..errors import ConfigError
@@ -17,6 +18,7 @@ TINY = "tiny"  # the small model this package carries, for trying and for tests
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 AttentionBackend = Literal["auto", "flash", "efficient", "sdpa"]
+MACHINE_OPTIONS = {"device", "attention", "max_batch_tokens", "local_files_only"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION_BACKENDS = ("auto", "flash", "efficient", "sdpa")
 
@@ -113,13 +115,16 @@ class EncoderConfig(EngineConfig):
 
     @classmethod
     def of(cls, config: EncoderConfig | str | None) -> EncoderConfig:
-        """Return `config` itself, the config of a model's name, or the default."""
+        """Return `config`, the config of a model's name, or the default; a folder's path absolute.
+
+        So that one folder is one model, whatever the working directory becomes.
+        """
+        if config is None or isinstance(config, str):
+            config = cls() if config is None else cls(model=config)
         if isinstance(config, EncoderConfig):
-            return config
-        if config is None:
-            return cls()
-        if isinstance(config, str):
-            return cls(model=config)
+            folder = Path(config.model).expanduser()
+            is_folder = config.model != TINY and folder.is_dir()
+            return replace(config, model=str(folder.resolve())) if is_folder else config
         raise ConfigError(f"config is {config!r}; give an EncoderConfig or a model's name")
 
     @property
@@ -132,8 +137,8 @@ class EncoderConfig(EngineConfig):
         return asdict(self)
 
     def portable(self) -> dict[str, Any]:
-        """Return what to keep beside an index: every option but the device of this machine."""
-        return {name: value for name, value in asdict(self).items() if name != "device"}
+        """Return what to keep beside an index: every option but those of this one machine."""
+        return {name: value for name, value in asdict(self).items() if name not in MACHINE_OPTIONS}
 
 
 def check_type(option: str, value: object, kind: type) -> None:

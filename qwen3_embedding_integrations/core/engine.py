@@ -24,7 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import DeviceOutOfMemoryError, EngineClosedError, EngineError
+from ..errors import (
+    DeviceOutOfMemoryError,
+    EngineClosedError,
+    EngineError,
+    Qwen3EmbeddingError,
+)
 from .batching import plan_batches
 from .packing import Int32Array, PackedBatch
 
@@ -34,6 +39,7 @@ Vectors = npt.NDArray[np.float32]
 Launch = Callable[[PackedBatch], Callable[[], Vectors]]  # the inner call waits for (B, H)
 
 MAX_OVERTAKING_FORWARDS = 8  # after so many forwards of single calls, a waiting bulk share runs
+FORWARDS_TO_GROW = 64  # good forwards before a lowered budget is raised; doubled at each failure
 MAX_SKIPPED_SHARES = 64  # how far back the queue is searched for what still fits
 
 
@@ -113,6 +119,9 @@ class Engine:
         self._in_flight: deque[_Flight] = deque()
         self._open_calls: weakref.WeakSet[Call] = weakref.WeakSet()  # whoever waits holds their own
         self._num_overtaking = 0
+        self._first_budget = max_batch_tokens
+        self._num_since_shrunk = 0
+        self._num_forwards_to_grow = FORWARDS_TO_GROW
         # Reentrant: the garbage collector may stop an engine from within any allocation.
         self._wakeup = threading.Condition(threading.RLock())
         self._closed_because: str | None = None
@@ -264,12 +273,23 @@ class Engine:
         else:
             if len(vectors) != len(flight.batch):
                 raise EngineError(f"{len(flight.batch)} sequences gave {len(vectors)} vectors")
+            self._grow()
             stop = 0
             for share in flight.shares:
                 start, stop = stop, stop + len(share.batch)
                 share.call.write(share.rows, vectors[start:stop])
             return
         self._recover(flight, failure)
+
+    def _grow(self) -> None:
+        """Try twice the room again after many good forwards: memory may be there again."""
+        self._num_since_shrunk += 1
+        if (
+            self.max_batch_tokens < self._first_budget
+            and self._num_since_shrunk >= self._num_forwards_to_grow
+        ):
+            self.max_batch_tokens = min(self._first_budget, self.max_batch_tokens * 2)
+            self._num_since_shrunk = 0
 
     def _recover(self, flight: _Flight, failure: Exception) -> None:
         """Send a failed forward's shares back to the queue, or tell the one caller it concerns."""
@@ -290,7 +310,13 @@ class Engine:
                 budget,
             )
             self.max_batch_tokens = budget
+            self._num_forwards_to_grow *= 2
+            self._num_since_shrunk = 0
         elif len(shares) == 1:
+            if not isinstance(failure, Qwen3EmbeddingError):
+                error = EngineError(f"the forward failed: {failure}")
+                error.__cause__ = failure
+                failure = error
             return shares[0].call.fail(failure)
         else:
             shares = [replace(share, runs_alone=True) for share in shares]

@@ -94,9 +94,10 @@ def prepare(
     head = tokenizer.prompt(prompt) if prompt else Prompt((), "")
     num_prefix = len(head.prefix_ids)
     room = rules.max_length - num_prefix  # for the tail, the text and the end token
-    if prompt and room <= len(tokenizer.encode([head.tail])[0]):
+    num_tail = len(tokenizer.encode([head.tail])[0]) if prompt else 0
+    if prompt and room <= num_tail:
         raise ConfigError(
-            f"the instruction takes {num_prefix + 2} tokens, max_length is {rules.max_length}: no "
+            f"the instruction takes {num_prefix + num_tail} tokens, max_length is {rules.max_length}: no "
             "room is left for the query; shorten the instruction or raise max_length"
         )
     sequences = tokenizer.encode([head.tail + text for text in texts] if head.tail else texts)

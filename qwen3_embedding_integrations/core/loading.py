@@ -105,7 +105,7 @@ def resolve(config: EngineConfig) -> EngineConfig:
 
 def _resolve_device(name: str) -> torch.device:
     if name == "auto":
-        has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        has_cuda, has_mps = torch.cuda.is_available(), _has_sound_mps()
         name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
     try:
         device = torch.device(name)
@@ -113,8 +113,11 @@ def _resolve_device(name: str) -> torch.device:
         raise ConfigError(f'device is {name!r}; choose "auto", "cpu", "mps" or "cuda:0"') from error
     if device.type not in MAX_BATCH_TOKENS:
         raise ConfigError(f'device is {name!r}; choose "auto", "cpu", "mps" or "cuda:0"')
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError('device="mps": this machine has no Metal device; use device="auto"')
+    if device.type == "mps" and not _has_sound_mps():
+        raise ConfigError(
+            f'device="mps" needs a Metal device and torch 2.11 or newer (this is '
+            f'{torch.__version__}); use device="cpu"'
+        )
     if device.type == "cuda":
         num_cards = torch.cuda.device_count()
         index = device.index or 0
@@ -123,8 +126,14 @@ def _resolve_device(name: str) -> torch.device:
                 f'device="{name}": {num_cards} CUDA devices are visible to this build of torch '
                 f'({torch.__version__}); use device="auto"'
             )
-        device = torch.device("cuda", index)
-    return device
+        return torch.device("cuda", index)
+    return torch.device(device.type)  # "cpu:0" is "cpu"
+
+
+def _has_sound_mps() -> bool:
+    # Before 2.11 a single query over 1,024 keys or more reads out of bounds (pytorch#174861).
+    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    return torch.backends.mps.is_available() and release >= (2, 11)
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -87,7 +88,7 @@ class Qwen3Model:
         self, batch: PackedBatch, prefix: Prefix | None, keep: Prefix | None
     ) -> torch.Tensor:
         plan = self._plan(batch)
-        input_ids = torch.from_numpy(batch.input_ids).to(self.device, non_blocking=True)
+        input_ids = self._to_device(batch.input_ids)
         residual = F.embedding(input_ids, self._weights.embedding).to(self.dtype)  # (T, H)
         x: torch.Tensor | None = None
         last = len(self._weights.layers) - 1
@@ -132,6 +133,12 @@ class Qwen3Model:
         joined[plan.prefix_rows] = shared.repeat(num_texts, 1, 1)
         return joined
 
+    def _to_device(self, array: npt.NDArray[np.integer]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":  # Metal would read the array after it is gone
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
     def _plan(self, batch: PackedBatch) -> _Plan:
         num_prefix, num_texts = len(batch.prefix_ids), len(batch)
         ones = np.arange(num_texts + 1)
@@ -143,8 +150,7 @@ class Qwen3Model:
         prefix_rows = (cu_k[:-1, None] + np.arange(num_prefix)).ravel()
         parts = [cu_q, cu_k, ones, cu_q[1:] - 1, position_ids, own_rows, prefix_rows]
         # One copy to the device for all of them.
-        moved = torch.from_numpy(np.concatenate(parts)).to(self.device, non_blocking=True)
-        on_device = moved.split([len(part) for part in parts])
+        on_device = self._to_device(np.concatenate(parts)).split([len(part) for part in parts])
         q_lengths, k_lengths = batch.lengths.tolist(), (batch.lengths + num_prefix).tolist()
         starts_q, starts_k, starts_last = (t.int() for t in on_device[:3])
         return _Plan(

@@ -46,7 +46,8 @@ class Tokenizer:
         self._tokenizer.no_truncation()  # a saved setting would cut, or pad, behind our back
         self._tokenizer.no_padding()
         self.end_id = self._check_end(folder)
-        self.num_ids = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        plain = self._tokenizer.get_vocab_size(with_added_tokens=False)
+        self.num_ids = max(plain, 1 + max(self._tokenizer.get_added_tokens_decoder(), default=0))
         self.prompt = lru_cache(maxsize=256)(self._split_prompt)
 
     def encode(self, texts: Sequence[str]) -> list[Int32Array]:

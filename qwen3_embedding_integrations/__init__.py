@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ModelLoadError,
         NonFiniteOutputError,
         Qwen3EmbeddingError,
+        StoreError,
         TextTooLongError,
     )
     from .sharing import shared_encoder
@@ -47,6 +48,7 @@ __all__ = [
     "NonFiniteOutputError",
     "Qwen3EmbeddingError",
     "Qwen3Encoder",
+    "StoreError",
     "TextTooLongError",
     "shared_encoder",
 ]

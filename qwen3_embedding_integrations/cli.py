@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 
 from .core.config import EncoderConfig
 from .errors import ConfigError, InputError, Qwen3EmbeddingError
@@ -127,7 +128,7 @@ def index(
 ) -> None:
     """Read txt, md, html, pdf, docx, csv and jsonl files into a collection.
 
-    The same file indexed again replaces its rows.
+    The same file, under the same path, indexed again replaces its rows.
     """
     from .documents import find_files
     from .stores import open_store
@@ -143,7 +144,8 @@ def index(
         num_rows, num_tokens = len(target), target.encoder.stats().tokens
     out.print(
         f"{len(files) - len(failures)} files, {num_written} pieces, {num_tokens:,} tokens; "
-        f"{num_rows} rows in {store.value} {collection!r} at {location}"
+        f"{num_rows} rows in {store.value} {collection!r} at {location}",
+        markup=False,
     )
     for failure in failures:
         err.print("[red]failed[/] ", end="")
@@ -162,6 +164,7 @@ def _fill_from_files(
     from .stores import fill
 
     failures: list[str] = []
+    read_whole: list[tuple[str, int]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=err) as bar:
         read = bar.add_task("files read", total=len(files))
@@ -169,13 +172,17 @@ def _fill_from_files(
 
         def documents() -> Iterator[Document]:
             for path in files:
+                num_pieces = 0
                 try:
-                    yield from read_documents(
+                    for document in read_documents(
                         path,
                         max_tokens=max_tokens,
                         count_tokens=target.encoder.count_tokens,
                         text_field=text_field,
-                    )
+                    ):
+                        yield document
+                        num_pieces += 1
+                    read_whole.append((path.as_posix(), num_pieces))
                 except InputError as error:  # one bad file does not end the others
                     failures.append(str(error))
                 bar.advance(read)
@@ -184,6 +191,8 @@ def _fill_from_files(
         for num_documents in fill(target, documents()):
             num_written += num_documents
             bar.update(written, completed=num_written)
+        for source, num_pieces in read_whole:  # what a file no longer holds goes last
+            target.trim(source, num_pieces)
     return num_written, failures
 
 
@@ -209,16 +218,16 @@ def search(
     with closing(source):
         hits = source.search(source.encoder.encode_queries([text])[0], limit)
     if as_json:
-        rows = [{"score": round(hit.score, 6), "text": hit.text, **hit.facts} for hit in hits]
+        rows = [{**hit.facts, "score": round(hit.score, 6), "text": hit.text} for hit in hits]
         _print_json(rows)
         return
-    table = Table(title=text, title_justify="left")
+    table = Table(title=Text(text), title_justify="left")
     for column in ("score", "source", "text"):
         table.add_column(column, overflow="fold")
     for hit in hits:
         where = f"{hit.facts.get('source', '')} #{hit.facts.get('position', 0)}"
         snippet = hit.text if len(hit.text) <= 240 else hit.text[:240] + "…"
-        table.add_row(f"{hit.score:.3f}", where, snippet)
+        table.add_row(f"{hit.score:.3f}", Text(where), Text(snippet))
     out.print(table)
 
 
@@ -244,7 +253,7 @@ def encode(
         raise ConfigError(f"--output is {output}; end it in .npy or .jsonl")
     names = ("model", "dimensions", "instruction", "device", "dtype", "revision", "max_length")
     options = _given(locals(), *names, "on_too_long")
-    texts = sys.stdin.read().splitlines()
+    texts = [line.rstrip("\n") for line in sys.stdin]  # splitlines() would split at U+2028 too
     with Qwen3Encoder(EncoderConfig.from_options(**options)) as encoder:
         encode_lines = encoder.encode_queries if role is Role.query else encoder.encode_documents
         vectors = encode_lines(texts)
@@ -255,7 +264,7 @@ def encode(
             for line, vector in zip(texts, vectors.tolist(), strict=True):
                 row = {"text": line, "vector": vector}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    out.print(f"{len(vectors)} x {vectors.shape[1]} float32 in {output}")
+    out.print(f"{len(vectors)} x {vectors.shape[1]} float32 in {output}", markup=False)
 
 
 @contract_app.command("show")
@@ -303,7 +312,7 @@ def diff_contract(
         table = Table("fact", "stored", "yours", "its vectors")
         for one in differences:
             verdict = "[red]cannot be mixed[/]" if one.is_hard else "differ by little"
-            table.add_row(one.field, str(one.stored), str(one.given), verdict)
+            table.add_row(one.field, Text(str(one.stored)), Text(str(one.given)), verdict)
         out.print(table)
     if any(one.is_hard for one in differences):
         raise typer.Exit(1)

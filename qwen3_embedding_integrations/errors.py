@@ -11,6 +11,7 @@ Qwen3EmbeddingError
   EngineError(RuntimeError)
     DeviceOutOfMemoryError               one text alone does not fit             .num_tokens .device
     EngineClosedError                    closed before it could answer
+  StoreError(RuntimeError)               a store cannot be reached or opened
   MissingDependencyError(ImportError)    an extra is not installed               .package .extra
 """
 
@@ -94,6 +95,10 @@ class DeviceOutOfMemoryError(EngineError):
 
 class EngineClosedError(EngineError):
     """The encoder was closed before it could answer."""
+
+
+class StoreError(Qwen3EmbeddingError, RuntimeError):
+    """A vector store cannot be reached or opened."""
 
 
 class MissingDependencyError(Qwen3EmbeddingError, ImportError):

@@ -152,6 +152,18 @@ class Qwen3Collection:
             self.name, query=vector.tolist(), limit=limit, query_filter=query_filter
         ).points
 
+    def delete(self, equal: Mapping[str, Any], *, at_least: Mapping[str, float]) -> None:
+        """Delete the points whose payload equals and reaches all of these values."""
+        conditions: list[models.Condition] = [
+            models.FieldCondition(key=key, match=models.MatchValue(value=value))
+            for key, value in equal.items()
+        ]
+        conditions += [
+            models.FieldCondition(key=key, range=models.Range(gte=value))
+            for key, value in at_least.items()
+        ]
+        self.client.delete(self.name, models.FilterSelector(filter=models.Filter(must=conditions)))
+
     def __len__(self) -> int:
         return self.client.count(self.name, exact=True).count
 

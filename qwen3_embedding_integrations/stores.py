@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -16,7 +16,7 @@ from .contract import EmbeddingContract
 from .core.config import EncoderConfig
 from .documents import Document
 from .encoder import Qwen3Encoder
-from .errors import InputError
+from .errors import InputError, Qwen3EmbeddingError, StoreError
 from .sharing import shared_encoder
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Vectors = npt.NDArray[np.float32]
 
 NAMESPACE = uuid.UUID("d0a1f5a4-6c1b-5d7e-9f43-0a8f2a6b7c55")  # of the ids: never change it
-STORES = ("chroma", "qdrant")
+OUR_FACTS = {"source", "position", "title", "document", "score", "text"}
 
 
 class Hit(NamedTuple):
@@ -42,6 +42,7 @@ class Store(Protocol):
     encoder: Qwen3Encoder
 
     def write(self, documents: Sequence[Document], vectors: Vectors) -> None: ...
+    def trim(self, source: str, num_pieces: int) -> None: ...
     def search(self, vector: Vectors, limit: int) -> list[Hit]: ...
     def __len__(self) -> int: ...
     def close(self) -> None: ...
@@ -56,9 +57,10 @@ def open_store(
     given ones differ in a hard fact, InputError where there is nothing to search.
     """
     kind = {"chroma": ChromaStore, "qdrant": QdrantStore}[store]
-    if not create and not is_url(location) and not Path(location).is_dir():
-        raise InputError(f"no folder {location!r}; run `qwen3-embedding index` first")
-    return kind(location, collection, options, create=create)
+    if not create:
+        _require_folder(location)
+    with _failures_named(store, location):
+        return kind(location, collection, options, create=create)
 
 
 def fill(store: Store, documents: Iterable[Document]) -> Iterator[int]:
@@ -100,6 +102,8 @@ class ChromaStore:
         function = Qwen3EmbeddingFunction(**config.to_dict())
         self._collection = open_collection(client, collection, function)
         self.encoder = function.encoder
+        index = self._collection.configuration_json
+        self._space = next((part["space"] for part in index.values() if _has_space(part)), "cosine")
 
     def write(self, documents: Sequence[Document], vectors: Vectors) -> None:
         """Write the documents, replacing those of the same source and position."""
@@ -110,16 +114,27 @@ class ChromaStore:
             metadatas=[facts_of(document) for document in documents],
         )
 
+    def trim(self, source: str, num_pieces: int) -> None:
+        """Delete what a source had beyond its present pieces."""
+        of_source: Any = {"source": source}
+        beyond: Any = {"position": {"$gte": num_pieces}}
+        self._collection.delete(where={"$and": [of_source, beyond]})
+
     def search(self, vector: Vectors, limit: int) -> list[Hit]:
         """Return the nearest documents."""
         found = self._collection.query(query_embeddings=[vector], n_results=limit)
+        # Of unit vectors, l2 (squared) is 2 - 2 cosine; cosine and ip are 1 - cosine.
+        per_distance = 0.5 if self._space == "l2" else 1.0
         rows = zip(
             (found["distances"] or [[]])[0],
             (found["documents"] or [[]])[0],
             (found["metadatas"] or [[]])[0],
             strict=True,
         )
-        return [Hit(1.0 - distance, text, dict(facts)) for distance, text, facts in rows]
+        return [
+            Hit(1.0 - distance * per_distance, text or "", dict(facts or {}))
+            for distance, text, facts in rows
+        ]
 
     def __len__(self) -> int:
         return self._collection.count()
@@ -158,6 +173,10 @@ class QdrantStore:
             payloads=[{**facts_of(one), "document": one.text} for one in documents],
         )
 
+    def trim(self, source: str, num_pieces: int) -> None:
+        """Delete what a source had beyond its present pieces."""
+        self._collection.delete({"source": source}, at_least={"position": num_pieces})
+
     def search(self, vector: Vectors, limit: int) -> list[Hit]:
         """Return the nearest documents."""
         points = self._collection.nearest(vector, limit=limit)
@@ -174,19 +193,18 @@ class QdrantStore:
 
 def read_contract(store: str, location: str, collection: str) -> EmbeddingContract | None:
     """Return the contract stored in a collection, without loading a model."""
-    if store == "chroma":
-        from . import chroma
+    _require_folder(location)
+    with _failures_named(store, location):
+        if store == "chroma":
+            from . import chroma
 
-        found = chroma.find_collection(chroma.connect(location), collection)
-        return chroma.stored_contract(found) if found else None
-    from . import qdrant
+            found = chroma.find_collection(chroma.connect(location), collection)
+            return chroma.stored_contract(found) if found else None
+        from . import qdrant
 
-    client = qdrant.connect(location)
-    try:
-        exists = client.collection_exists(collection)
-        return qdrant.stored_contract(client, collection) if exists else None
-    finally:
-        client.close()
+        with closing(qdrant.connect(location)) as client:
+            exists = client.collection_exists(collection)
+            return qdrant.stored_contract(client, collection) if exists else None
 
 
 def merge(stored: EncoderConfig | None, options: dict[str, Any]) -> EncoderConfig:
@@ -203,12 +221,37 @@ def facts_of(document: Document) -> dict[str, Any]:
     """Return what is kept beside a document."""
     title = {"title": document.title} if document.title else {}
     own = {"source": document.source, "position": document.position}
-    return {**document.metadata, **title, **own}
+    # A column that bears one of our names keeps its value under a name of its own.
+    theirs = {f"{k}_" if k in OUR_FACTS else k: v for k, v in document.metadata.items()}
+    return {**theirs, **title, **own}
 
 
 def is_url(location: str) -> bool:
     """Whether a location is a server's address, not a folder."""
     return location.startswith(("http://", "https://"))
+
+
+def _has_space(part: Any) -> bool:
+    return isinstance(part, dict) and "space" in part
+
+
+def _require_folder(location: str) -> None:
+    if not is_url(location) and not Path(location).is_dir():
+        raise InputError(f"no folder {location!r}; run `qwen3-embedding index` first")
+
+
+@contextmanager
+def _failures_named(store: str, location: str) -> Generator[None]:
+    """Say which store failed, whatever its client raises."""
+    try:
+        yield
+    except Qwen3EmbeddingError:
+        raise
+    except Exception as error:
+        hint = "does the server run?" if is_url(location) else "is it open in another process?"
+        raise StoreError(
+            f"{store} at {location} cannot be opened ({type(error).__name__}: {error}); {hint}"
+        ) from error
 
 
 def _nothing(collection: str, location: str, names: list[str]) -> InputError:

@@ -69,6 +69,19 @@ def test_index_then_search(store: str, folder: Path, tmp_path: Path) -> None:
     assert "1 files, 1 pieces" in again.output
     assert "3 rows" in again.output, "the same file indexed again must replace its rows"
 
+    (folder / "shrinks.jsonl").write_text(ROWS.replace("\n", "") + "\n" + ROWS, encoding="utf-8")
+    longer = CliRunner().invoke(app, ["index", str(folder / "shrinks.jsonl"), *place])
+    assert "5 rows" in longer.output
+    (folder / "shrinks.jsonl").write_text('{"text": "[/INST] in [brackets]", "score": 7}\n')
+    shorter = CliRunner().invoke(app, ["index", str(folder / "shrinks.jsonl"), *place])
+    assert "4 rows" in shorter.output, "what a file no longer holds must go"
+    marked = CliRunner().invoke(app, ["search", "[/INST]", *place])
+    assert marked.exit_code == 0, marked.output
+    assert "[/INST] in [brackets]" in marked.output
+    rows = json.loads(CliRunner().invoke(app, ["search", "[/INST]", *place, "--json"]).output)
+    assert [row["score_"] for row in rows if "score_" in row] == [7]
+    (folder / "shrinks.jsonl").unlink()
+
     table = CliRunner().invoke(app, ["search", "forgot password", *place, "--limit", "1"])
     assert "help.md #0" in table.output, table.output
     assert "Forgot your password?" in table.output
@@ -92,7 +105,7 @@ def test_index_then_search(store: str, folder: Path, tmp_path: Path) -> None:
 
 def test_encode(tmp_path: Path) -> None:
     """Lines become the rows that the encoder makes of them, as .npy and as JSON lines."""
-    lines = ["Paris is the capital of France.", "房东要卖房"]
+    lines = ["Paris is the capital of France.", "房东要卖房", "one\u2028line"]
     stdin = "\n".join(lines) + "\n"
     with Qwen3Encoder("tiny") as encoder:
         documents, queries = encoder.encode_documents(lines), encoder.encode_queries(lines)
@@ -105,7 +118,8 @@ def test_encode(tmp_path: Path) -> None:
     arguments = ["--role", "query", "--output", tmp_path / "v.jsonl"]
     done = run("encode", "--model", "tiny", *arguments, stdin=stdin)
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text("utf-8").splitlines()]
+    with (tmp_path / "v.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
     assert [row["text"] for row in rows] == lines
     difference = np.abs(np.array([row["vector"] for row in rows]) - queries).max()
     assert difference < 1e-6, difference
@@ -120,6 +134,13 @@ def test_encode(tmp_path: Path) -> None:
         (["encode", "--output", "v.npy", "--model", "tiny", "--dtype", "int3"], "a\n", "'int3'"),
         (["search", "x", "--location", "nowhere"], "", "run `qwen3-embedding index` first"),
         (["index", "nowhere.md", "--model", "tiny"], "", "nowhere.md does not exist"),
+        (["contract", "show", "--location", "typo"], "", "no folder 'typo'"),
+        (["search", "x", "--location", "http://127.0.0.1:9"], "", "does the server run?"),
+        (
+            ["search", "x", "--store", "qdrant", "--location", "http://127.0.0.1:9"],
+            "",
+            "StoreError",
+        ),
     ],
 )
 def test_errors_are_one_line(

@@ -34,6 +34,7 @@ DOCUMENTED = {
     "ModelError",
     "ModelLoadError",
     "NonFiniteOutputError",
+    "StoreError",
     "TextTooLongError",
 }
 HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client"]

@@ -97,7 +97,8 @@ def prepare(
     num_tail = len(tokenizer.encode([head.tail])[0]) if prompt else 0
     if prompt and room <= num_tail:
         raise ConfigError(
-            f"the instruction takes {num_prefix + num_tail} tokens, max_length is {rules.max_length}: no "
+            f"the instruction takes {num_prefix + num_tail} tokens, max_length is "
+            f"{rules.max_length}: no "
             "room is left for the query; shorten the instruction or raise max_length"
         )
     sequences = tokenizer.encode([head.tail + text for text in texts] if head.tail else texts)

@@ -752,3 +752,19 @@ def test_a_copied_folder_has_the_same_fingerprint(tmp_path, tiny):
     with Qwen3Encoder(EncoderConfig(model=str(copy), dtype="float32")) as encoder:
         assert encoder.contract.fingerprint == tiny.contract.fingerprint
         assert encoder.contract.difference(tiny.contract) == []
+
+
+async def test_a_caller_that_leaves_while_tokenising_takes_the_call_back() -> None:
+    """A task cancelled before its texts reach the queue leaves nothing to compute."""
+    with Qwen3Encoder(EncoderConfig(model="tiny", max_batch_tokens=64)) as encoder:
+        task = asyncio.create_task(encoder.aencode_documents(["a text of some words " * 8] * 4000))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while encoder.stats().texts == 0:  # its thread is still tokenising
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        forwards = encoder.stats().forwards
+        encoder.encode_documents(["one"])
+        assert encoder.stats().forwards - forwards <= 2, "4,000 texts were encoded for nobody"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import subprocess
@@ -246,3 +247,18 @@ encoder.encode_queries(["a"])
     )
     assert run.returncode == 0, run.stderr[-2000:]
     assert "Fatal" not in run.stderr
+
+
+def test_one_folder_is_one_model_from_anywhere(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative and an absolute path, "cpu" and "cpu:0", and copies share the weights."""
+    monkeypatch.chdir(small_checkpoint.parent)
+    relative = EncoderConfig(model=f"./{small_checkpoint.name}", dtype="float32", device="cpu")
+    absolute = EncoderConfig(model=str(small_checkpoint), dtype="float32", device="cpu:0")
+    encoder = shared_encoder(relative)
+    other = shared_encoder(absolute)
+    assert other.encode_documents(["one"]).shape == encoder.encode_documents(["one"]).shape
+    assert encoder.stats().forwards == other.stats().forwards, "two engines"
+    assert copy.deepcopy(encoder) is encoder
+    encoder.close()

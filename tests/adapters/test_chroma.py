@@ -122,23 +122,26 @@ def test_it_is_registered_under_its_permanent_name() -> None:
     assert isinstance(function(), EmbeddingFunction)
 
 
-def test_every_option_but_the_device_survives_the_round_trip() -> None:
-    """`get_config` is JSON from which `build_from_config` makes the same function."""
+def test_every_option_but_the_machines_survives_the_round_trip() -> None:
+    """`get_config` is JSON from which `build_from_config` makes the same function elsewhere."""
     options = {
         "model": "tiny",
         "revision": "97b0c614",
         "dtype": "float32",
-        "attention": "sdpa",
-        "max_batch_tokens": 99,
-        "local_files_only": True,
         "dimensions": 64,
         "instruction": "Find the help article that answers the question",
         "max_length": 77,
         "on_too_long": "chunk_mean",
         "on_empty": "embed",
     }
-    assert {*options, "device"} == set(EncoderConfig.option_names()), "an option is not tried"
-    config = Qwen3EmbeddingFunction(**options, device="cpu").get_config()
+    machine = {
+        "device": "cpu",
+        "attention": "sdpa",
+        "max_batch_tokens": 99,
+        "local_files_only": True,
+    }
+    assert {*options, *machine} == set(EncoderConfig.option_names()), "an option is not tried"
+    config = Qwen3EmbeddingFunction(**options, **machine).get_config()
     assert config == options
     stored = json.loads(json.dumps(config))
     Qwen3EmbeddingFunction.validate_config(stored)

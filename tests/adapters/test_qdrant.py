@@ -496,3 +496,11 @@ def test_a_failed_upload_is_the_callers_error(tiny: Qwen3Encoder) -> None:
             opened.upsert(DOCUMENTS)
         fake.before_answer = lambda: None
         assert len(opened.upsert(DOCUMENTS)) == len(DOCUMENTS)
+
+
+def test_a_generator_of_documents_is_refused() -> None:
+    """What can be read only once would be used up by its ids: nothing is written, an error is."""
+    with Qwen3Collection(":memory:", "texts", model="tiny") as texts:
+        with pytest.raises(TypeError, match="documents is a generator; pass a list of str"):
+            texts.upsert(document for document in ["one", "two"])  # pyright: ignore
+        assert len(texts) == 0

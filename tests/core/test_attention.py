@@ -172,3 +172,34 @@ def test_one_texts_keys_do_not_reach_another():
     others[own] = False
     assert torch.equal(before[others], after[others])
     assert not torch.equal(before[own], after[own])
+
+
+def test_the_packed_cuda_operators_take_our_calls():
+    """The two operators of CUDA accept our arguments and give one row per query (meta device)."""
+    q = torch.empty(10, 4, 64, device="meta", dtype=torch.bfloat16)
+    k = torch.empty(16, 2, 64, device="meta", dtype=torch.bfloat16)
+    starts = torch.empty(3, device="meta", dtype=torch.int32)
+    segments = Segments([3, 7], [6, 10], starts, starts)
+    for backend in (flash_attention, efficient_attention):
+        assert backend(q, k, k, segments).shape == q.shape
+    names = [one.name for one in torch.ops.aten._flash_attention_forward.default._schema.arguments]
+    assert names[3:10] == [
+        "cum_seq_q",
+        "cum_seq_k",
+        "max_q",
+        "max_k",
+        "dropout_p",
+        "is_causal",
+        "return_debug_mask",
+    ]
+    operator = torch.ops.aten._efficient_attention_forward.default
+    names = [one.name for one in operator._schema.arguments]
+    assert names[3:10] == [
+        "bias",
+        "cu_seqlens_q",
+        "cu_seqlens_k",
+        "max_seqlen_q",
+        "max_seqlen_k",
+        "dropout_p",
+        "custom_mask_type",
+    ]

@@ -24,7 +24,11 @@ from hypothesis import strategies as st
 
 from qwen3_embedding_integrations.core.engine import MAX_OVERTAKING_FORWARDS, Engine
 from qwen3_embedding_integrations.core.packing import Int32Array, PackedBatch
-from qwen3_embedding_integrations.errors import DeviceOutOfMemoryError, EngineClosedError
+from qwen3_embedding_integrations.errors import (
+    DeviceOutOfMemoryError,
+    EngineClosedError,
+    EngineError,
+)
 
 WIDTH = 16
 POISON, CRASH = 666_666, 777_777  # token ids that make a forward fail, or end the thread
@@ -427,8 +431,9 @@ def test_a_poisoned_text_fails_only_its_own_call(engines, max_in_flight):
     device.gate.set()
     answers(held, [text(0)])
     error = poisoned.future.exception(TIMEOUT_S)
-    assert isinstance(error, ValueError)
-    assert str(error) == "poisoned"
+    assert isinstance(error, EngineError)
+    assert isinstance(error.__cause__, ValueError)
+    assert str(error) == "the forward failed: poisoned"
     for call, texts in calls:
         answers(call, texts)
     assert device.num_texts[1] == 40, "they were not merged, so this proves nothing"
@@ -440,7 +445,8 @@ def test_a_failed_bulk_call_leaves_nothing_behind(engines):
     engine = engines(device, max_batch_tokens=10)
     texts = [np.array([POISON] * 10, np.int32), *texts_of(20, 9)]
     error = engine.submit(texts).future.exception(TIMEOUT_S)
-    assert isinstance(error, ValueError)
+    assert isinstance(error, EngineError)
+    assert isinstance(error.__cause__, ValueError)
     healthy = texts_of(1, 3)
     answers(engine.submit(healthy), healthy)
     assert len(device.batches) <= 4, f"{len(device.batches)} forwards after the failure"
@@ -466,7 +472,9 @@ def test_a_failure_while_waiting_harms_only_its_own_call(engines):
     device.gate.set()
     answers(held, [text(0)])
     answers(healthy, texts)
-    assert isinstance(poisoned.future.exception(TIMEOUT_S), ValueError)
+    error = poisoned.future.exception(TIMEOUT_S)
+    assert isinstance(error, EngineError)
+    assert isinstance(error.__cause__, ValueError)
 
 
 def assert_all_answered(calls) -> None:
@@ -699,3 +707,28 @@ def test_out_of_memory_holds_no_failed_forward(engines):
     assert isinstance(error, DeviceOutOfMemoryError)
     gc.collect()
     assert [one() for one in alive] == [None] * len(alive)
+
+
+def test_a_lowered_budget_grows_back_when_there_is_room_again():
+    """One moment without memory does not slow the engine for the rest of its life."""
+    room = [10]
+
+    def launch(batch: PackedBatch):
+        if batch.num_tokens > room[0]:
+            raise torch.OutOfMemoryError("no room")
+        return lambda: np.eye(4, dtype=np.float32)[np.zeros(len(batch), int)]
+
+    engine = Engine(launch, width=4, max_batch_tokens=40, device="cpu")
+    try:
+        ten = np.arange(10, dtype=np.int32)
+        engine.submit([ten] * 4).future.result(TIMEOUT_S)
+        assert engine.max_batch_tokens == 10, engine.max_batch_tokens
+        room[0] = 40
+        for _ in range(2000):
+            engine.submit([ten]).future.result(TIMEOUT_S)
+        assert engine.max_batch_tokens == 40, engine.max_batch_tokens
+        num_forwards = engine.num_forwards
+        engine.submit([ten] * 4).future.result(TIMEOUT_S)
+        assert engine.num_forwards == num_forwards + 1
+    finally:
+        engine.close()

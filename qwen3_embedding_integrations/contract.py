@@ -30,7 +30,14 @@ HARD_FACTS = (
     "normalization",
 )
 # Facts that change it by a rounding, or only some of them: noted once, never refused.
-SOFT_FACTS = ("dtype", "quantization", "instruction", "max_length", "on_too_long")
+SOFT_FACTS = (
+    "dtype",
+    "quantization",
+    "instruction",
+    "max_length",
+    "on_too_long",
+    "package_version",
+)
 
 
 class Encoder(Protocol):
@@ -67,8 +74,7 @@ class EmbeddingContract:
     """The facts that made a vector; kept beside it, compared when an index is opened.
 
     `revision` is a hash of the model's files, so that the same files are the same model under
-    whatever name or path; `model` is for the reader. `package_version` is recorded and never
-    compared.
+    whatever name or path; `model` is for the reader.
     """
 
     model: str
@@ -105,7 +111,8 @@ class EmbeddingContract:
     ) -> None:
         """Raise ContractMismatchError if vectors made under `stored` cannot be compared with ours.
 
-        `index` names what is being opened. Soft differences are logged, once per process.
+        `index` names what is being opened. Soft differences are logged once per process, as a
+        warning, or as information if only the package's version differs: an upgrade is no fault.
         """
         differences = self.difference(stored)
         hard = [difference for difference in differences if difference.is_hard]
@@ -118,7 +125,9 @@ class EmbeddingContract:
                 differences=[(one.field, one.stored, one.given) for one in hard],
             )
         if differences:
-            _warn_once(f"{index} was made with {_describe(differences)}")
+            is_upgrade = [difference.field for difference in differences] == ["package_version"]
+            level = logging.INFO if is_upgrade else logging.WARNING
+            _log_once(level, f"{index} was made with {_describe(differences)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON-able values, the fingerprint among them."""
@@ -150,10 +159,10 @@ def _describe(differences: Sequence[Difference]) -> str:
     return "; ".join(f"{d.field}: stored {d.stored!r}, yours {d.given!r}" for d in differences)
 
 
-_warned: set[str] = set()
+_logged: set[str] = set()
 
 
-def _warn_once(message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
-        logger.warning(message)
+def _log_once(level: int, message: str) -> None:
+    if message not in _logged:
+        _logged.add(message)
+        logger.log(level, message)

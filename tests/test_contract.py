@@ -42,11 +42,11 @@ SOFT = {
 
 
 def test_every_fact_is_hard_or_soft_or_for_the_reader():
-    """No fact is forgotten by the comparison but the model's name and the package version."""
+    """No fact is forgotten by the comparison but the model's name, which its files' hash covers."""
     names = {field.name for field in fields(EmbeddingContract)}
-    assert names == {*HARD_FACTS, *SOFT_FACTS, "model", "package_version"}
+    assert names == {*HARD_FACTS, *SOFT_FACTS, "model"}
     assert set(HARD_FACTS) == set(HARD)
-    assert set(SOFT_FACTS) == set(SOFT)
+    assert set(SOFT_FACTS) == {*SOFT, "package_version"}
 
 
 @pytest.mark.parametrize(("name", "value"), HARD.items())
@@ -80,14 +80,23 @@ def test_a_soft_difference_warns_once(name, value, caplog):
         assert part in messages[0]
 
 
-def test_another_package_version_or_name_is_no_difference(caplog):
-    """An upgrade disowns no index, and the same files under another name are the same model."""
-    stored = replace(OURS, package_version="9.9.9", model="/somewhere/else")
+def test_another_name_is_no_difference():
+    """The same files under another name are the same model."""
+    stored = replace(OURS, model="/somewhere/else")
     assert OURS.difference(stored) == []
     assert stored.fingerprint == OURS.fingerprint
-    with caplog.at_level(logging.WARNING, LOGGER):
-        OURS.require_match(stored, index="index")
-    assert caplog.records == []
+
+
+def test_an_upgrade_is_noted_without_a_warning(caplog):
+    """Another package version is shown by difference() and told once, as information."""
+    stored = replace(OURS, package_version="9.9.9")
+    assert OURS.difference(stored) == [("package_version", "9.9.9", "0.1.0", False)]
+    assert stored.fingerprint == OURS.fingerprint
+    with caplog.at_level(logging.INFO, LOGGER):
+        for _ in range(3):
+            OURS.require_match(stored, index="upgraded index")
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "package_version: stored '9.9.9', yours '0.1.0'" in caplog.records[0].getMessage()
 
 
 def test_several_differences_come_hard_ones_first():

@@ -12,7 +12,7 @@ import torch
 from ..errors import ConfigError, ModelLoadError
 from .attention import FLASH_CAPABILITY, choose_attention
 from .checkpoint import Architecture, content_hash, locate_model, read_architecture, weight_files
-from .config import EngineConfig
+from .config import DEFAULT_MODEL, TINY, EngineConfig
 from .engine import Engine
 from .heads import EmbeddingHead
 from .model import Qwen3Model
@@ -80,6 +80,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
         max_in_flight=2 if device.type == "cuda" else 1,
     )
     logger.info("%s on %s; attention: %s", config.model, config.device, reason)
+    if config.model == TINY:
+        logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
     return LoadedModel(config, folder, architecture, tokenizer, engine, stamps)
 
 

@@ -37,19 +37,8 @@ out = Console()
 err = Console(stderr=True)
 
 
-class StoreName(StrEnum):
-    """The stores `index` and `search` know."""
-
-    chroma = "chroma"
-    qdrant = "qdrant"
-
-
-class Role(StrEnum):
-    """What the lines given to `encode` are."""
-
-    document = "document"
-    query = "query"
-
+StoreName = StrEnum("StoreName", ["chroma", "qdrant"])
+Role = StrEnum("Role", ["document", "query"])
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Hub id, folder, or 'tiny' (offline, for trying).")
@@ -138,13 +127,13 @@ def index(
     if not files:
         raise InputError(f"nothing to index in {', '.join(map(str, paths))}")
     with err.status("loading the model"):
-        target = open_store(store.value, location, collection, options, create=True)
+        target = open_store(str(store), location, collection, options, create=True)
     with closing(target):
         num_written, failures = _fill_from_files(target, files, max_tokens, text_field)
         num_rows, num_tokens = len(target), target.encoder.stats().tokens
     out.print(
         f"{len(files) - len(failures)} files, {num_written} pieces, {num_tokens:,} tokens; "
-        f"{num_rows} rows in {store.value} {collection!r} at {location}",
+        f"{num_rows} rows in {str(store)} {collection!r} at {location}",
         markup=False,
     )
     for failure in failures:
@@ -214,7 +203,7 @@ def search(
 
     options = _given(locals(), "model", "instruction", "device", "dtype")
     with err.status("loading the model"):
-        source = open_store(store.value, location, collection, options, create=False)
+        source = open_store(str(store), location, collection, options, create=False)
     with closing(source):
         hits = source.search(source.encoder.encode_queries([text])[0], limit)
     if as_json:
@@ -332,9 +321,9 @@ def _contract_of(options: dict[str, Any]) -> EmbeddingContract:
 def _stored_contract(store: StoreName, location: str, collection: str) -> EmbeddingContract:
     from .stores import read_contract
 
-    if stored := read_contract(store.value, location, collection):
+    if stored := read_contract(str(store), location, collection):
         return stored
-    raise InputError(f"{store.value} collection {collection!r} at {location} holds no contract")
+    raise InputError(f"{str(store)} collection {collection!r} at {location} holds no contract")
 
 
 def _print_json(value: object) -> None:

@@ -235,7 +235,7 @@ class Qwen3Encoder:
         )
         # Parts of a text are averaged at the model's full width: a cut of the mean is then the
         # mean at fewer dimensions, as for any other text.
-        width = self.dimensions if inputs.pieces is None else None
+        width = self.dimensions if inputs.pieces is None else self.model_dimensions
         call = self._loaded.engine.submit(inputs.sequences, inputs.prefix_ids, width=width)
         with self._counts_lock:
             self._num_texts += len(texts)

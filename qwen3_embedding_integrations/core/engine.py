@@ -131,15 +131,12 @@ class Engine:
         _running.add(self)
 
     def submit(
-        self,
-        token_ids: Sequence[Int32Array],
-        prefix_ids: tuple[int, ...] = (),
-        *,
-        width: int | None = None,
+        self, token_ids: Sequence[Int32Array], prefix_ids: tuple[int, ...] = (), *, width: int = 0
     ) -> Call:
         """Queue N sequences, each to be read after `prefix_ids`.
 
-        The call's future holds their unit vectors, (N, width) float32, in the order given.
+        The call's future holds their unit vectors, (N, width) float32, in the order given;
+        width 0 is the model's own.
         Cancelling the future drops what has not run yet. Raises EngineClosedError.
         """
         call = Call(np.empty((len(token_ids), width or self.width), np.float32), len(token_ids))

@@ -149,7 +149,7 @@ def assert_own_rows(vectors: np.ndarray, texts, prefix_ids=()) -> None:
     assert not wrong, f"{len(wrong)} of {len(texts)} rows are another text's, first {wrong[0]}"
 
 
-def answers(call, texts, prefix_ids=()) -> None:
+def assert_answers(call, texts, prefix_ids=()) -> None:
     """Assert that the call is answered, with its own rows."""
     assert_own_rows(call.future.result(TIMEOUT_S), texts, prefix_ids)
 
@@ -195,7 +195,7 @@ def test_forty_threads_get_their_own_rows(engines, max_batch_tokens):
         for _ in range(4):
             texts = random_texts(rng, 30, 40)
             prefix_ids = rng.choice([(), (1, 2, 3), (4,) * 10])
-            answers(engine.submit(texts, prefix_ids), texts, prefix_ids)
+            assert_answers(engine.submit(texts, prefix_ids), texts, prefix_ids)
 
     in_threads(caller, 40)
     assert engine.max_batch_tokens <= max(100, max_batch_tokens)
@@ -221,7 +221,7 @@ def test_any_calls_at_any_budget_get_their_own_rows(calls, budget, room, max_in_
         ]
         submitted = [engine.submit(texts) for texts in batches]
         for call, texts in zip(submitted, batches, strict=True):
-            answers(call, texts)
+            assert_answers(call, texts)
     finally:
         engine.close()
 
@@ -234,8 +234,8 @@ def test_a_narrower_width_is_cut_and_made_unit_again(engines):
     texts = texts_of(5, 4)
     narrow, wide = engine.submit(texts, width=4), engine.submit(texts)
     device.gate.set()
-    answers(held, [text(0)])
-    answers(wide, texts)
+    assert_answers(held, [text(0)])
+    assert_answers(wide, texts)
     expected = wide.future.result()[:, :4]
     expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     difference = np.abs(narrow.future.result(TIMEOUT_S) - expected).max()
@@ -261,9 +261,9 @@ def test_waiting_calls_are_merged(engines):
     held = busy(device, engine)
     calls = [(engine.submit(texts), texts) for texts in (texts_of(2, 5, 10 * i) for i in range(50))]
     device.gate.set()
-    answers(held, [text(0)])
+    assert_answers(held, [text(0)])
     for call, texts in calls:
-        answers(call, texts)
+        assert_answers(call, texts)
     assert device.num_texts == [1, 100]
     assert engine.num_forwards == 2
 
@@ -275,9 +275,9 @@ def test_merging_stops_at_the_budget(engines):
     held = busy(device, engine)
     calls = [(engine.submit(texts), texts) for texts in (texts_of(1, 30, i) for i in range(9))]
     device.gate.set()
-    answers(held, [text(0)])
+    assert_answers(held, [text(0)])
     for call, texts in calls:
-        answers(call, texts)
+        assert_answers(call, texts)
     assert device.num_texts == [1, 3, 3, 3]
 
 
@@ -292,9 +292,9 @@ def test_other_prefixes_never_share_a_forward(engines):
         texts, prefix_ids = texts_of(2, 3, i), prefixes[i % len(prefixes)]
         calls.append((engine.submit(texts, prefix_ids), texts, prefix_ids))
     device.gate.set()
-    answers(held, [text(0)])
+    assert_answers(held, [text(0)])
     for call in calls:
-        answers(*call)
+        assert_answers(*call)
     assert sorted(device.num_texts[1:]) == [20, 20, 20, 20]
     assert {batch.prefix_ids for batch in device.batches[1:]} == set(prefixes)
 
@@ -304,7 +304,7 @@ def test_the_prefix_counts_for_every_text(engines):
     device = Device()
     engine = engines(device, max_batch_tokens=100)
     prefix_ids, texts = tuple(range(20)), texts_of(10, 5)
-    answers(engine.submit(texts, prefix_ids), texts, prefix_ids)
+    assert_answers(engine.submit(texts, prefix_ids), texts, prefix_ids)
     assert device.num_texts == [4, 4, 2]
 
 
@@ -319,9 +319,9 @@ def test_small_calls_overtake_a_bulk_call(engines):
     bulk_texts, texts = texts_of(20, 50), texts_of(1, 60, 500)
     bulk, small = engine.submit(bulk_texts), engine.submit(texts)
     device.gate.set()
-    answers(small, texts)
-    answers(bulk, bulk_texts)
-    answers(held, [text(0)])
+    assert_answers(small, texts)
+    assert_answers(bulk, bulk_texts)
+    assert_answers(held, [text(0)])
     assert device.batches[1].input_ids[0] == 500, "the bulk call ran first"
 
 
@@ -336,10 +336,10 @@ def test_a_bulk_call_is_not_starved(engines):
         (engine.submit(texts), texts) for texts in (texts_of(1, 60, 500 + i) for i in range(60))
     ]
     device.gate.set()
-    answers(bulk, bulk_texts)
+    assert_answers(bulk, bulk_texts)
     for call, texts in small:
-        answers(call, texts)
-    answers(held, [text(0)])
+        assert_answers(call, texts)
+    assert_answers(held, [text(0)])
     is_bulk = [batch.input_ids[0] < 500 for batch in device.batches[1:]]
     gaps = [len(list(run)) for kind, run in itertools.groupby(is_bulk) if not kind]
     assert sum(is_bulk) == 4
@@ -359,8 +359,8 @@ def test_bulk_calls_and_prefixes_all_progress(engines):
     ]
     device.gate.set()
     for call in calls:
-        answers(*call)
-    answers(held, [text(0)])
+        assert_answers(*call)
+    assert_answers(held, [text(0)])
 
 
 # Failure
@@ -371,11 +371,11 @@ def test_out_of_memory_splits_and_is_remembered(engines):
     device = Device(room=100)
     engine = engines(device, max_batch_tokens=1000)
     texts = texts_of(20, 20)
-    answers(engine.submit(texts), texts)
+    assert_answers(engine.submit(texts), texts)
     assert engine.num_retries > 0
     assert engine.max_batch_tokens <= 100
     retries, forwards = engine.num_retries, len(device.batches)
-    answers(engine.submit(texts), texts)
+    assert_answers(engine.submit(texts), texts)
     assert engine.num_retries == retries, "the smaller room was forgotten"
     assert all(batch.num_keys <= 100 for batch in device.batches[forwards:])
 
@@ -389,9 +389,9 @@ def test_out_of_memory_of_merged_calls_harms_nobody(engines):
         (engine.submit(texts), texts) for texts in (texts_of(3, 15, 10 * i) for i in range(20))
     ]
     device.gate.set()
-    answers(held, [text(0)])
+    assert_answers(held, [text(0)])
     for call, texts in calls:
-        answers(call, texts)
+        assert_answers(call, texts)
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 2])
@@ -408,7 +408,7 @@ def test_a_text_too_long_for_the_device_fails_alone(engines, max_in_flight):
         (engine.submit(texts), texts) for texts in (texts_of(2, 20, 90 + 9 * i) for i in range(5))
     ]
     device.gate.set()
-    answers(held, [text(0)])
+    assert_answers(held, [text(0)])
     error = too_long.future.exception(TIMEOUT_S)
     assert isinstance(error, DeviceOutOfMemoryError)
     assert (error.num_tokens, error.device) == (101, "cpu")
@@ -416,7 +416,7 @@ def test_a_text_too_long_for_the_device_fails_alone(engines, max_in_flight):
     assert "max_length" in str(error)
     assert isinstance(error.__cause__, torch.OutOfMemoryError)
     for call, texts in before + after:
-        answers(call, texts)
+        assert_answers(call, texts)
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 2])
@@ -429,13 +429,13 @@ def test_a_poisoned_text_fails_only_its_own_call(engines, max_in_flight):
     poisoned = engine.submit([text(1), text(POISON)])
     calls += [(engine.submit(texts), texts) for texts in (texts_of(2, 5, 10 * i) for i in range(9))]
     device.gate.set()
-    answers(held, [text(0)])
+    assert_answers(held, [text(0)])
     error = poisoned.future.exception(TIMEOUT_S)
     assert isinstance(error, EngineError)
     assert isinstance(error.__cause__, ValueError)
     assert str(error) == "the forward failed: poisoned"
     for call, texts in calls:
-        answers(call, texts)
+        assert_answers(call, texts)
     assert device.num_texts[1] == 40, "they were not merged, so this proves nothing"
 
 
@@ -448,7 +448,7 @@ def test_a_failed_bulk_call_leaves_nothing_behind(engines):
     assert isinstance(error, EngineError)
     assert isinstance(error.__cause__, ValueError)
     healthy = texts_of(1, 3)
-    answers(engine.submit(healthy), healthy)
+    assert_answers(engine.submit(healthy), healthy)
     assert len(device.batches) <= 4, f"{len(device.batches)} forwards after the failure"
 
 
@@ -470,8 +470,8 @@ def test_a_failure_while_waiting_harms_only_its_own_call(engines):
     texts = texts_of(3, 4)
     healthy, poisoned = engine.submit(texts), engine.submit([text(POISON)])
     device.gate.set()
-    answers(held, [text(0)])
-    answers(healthy, texts)
+    assert_answers(held, [text(0)])
+    assert_answers(healthy, texts)
     error = poisoned.future.exception(TIMEOUT_S)
     assert isinstance(error, EngineError)
     assert isinstance(error.__cause__, ValueError)
@@ -565,7 +565,7 @@ def test_closing_while_busy_answers_or_fails_everyone(engines, max_in_flight):
     closing.join(TIMEOUT_S)
     assert not closing.is_alive(), "close() hangs"
     assert_all_answered([held, *calls])
-    answers(held, [text(0)])
+    assert_answers(held, [text(0)])
     for call in calls:
         assert isinstance(call.future.exception(), EngineClosedError)
 
@@ -584,7 +584,7 @@ def test_closing_under_load_answers_or_fails_everyone(engines):
         for _ in range(200):
             texts = random_texts(rng, 5, 20)
             try:
-                answers(engine.submit(texts), texts)
+                assert_answers(engine.submit(texts), texts)
             except EngineClosedError:
                 return
 
@@ -612,10 +612,10 @@ def test_cancelling_drops_what_has_not_run(engines):
     other = engine.submit(texts)
     assert bulk.future.cancel()
     device.gate.set()
-    answers(other, texts)
+    assert_answers(other, texts)
     with pytest.raises(CancelledError):
         bulk.future.result(TIMEOUT_S)
-    answers(engine.submit(texts), texts)
+    assert_answers(engine.submit(texts), texts)
     assert len(device.batches) == 3, f"{len(device.batches)} forwards"
 
 
@@ -626,14 +626,14 @@ def test_cancelling_one_of_merged_calls_harms_no_other(engines):
     held = busy(device, engine)
     calls = [(engine.submit(texts), texts) for texts in (texts_of(2, 5, 10 * i) for i in range(6))]
     device.gate.set()
-    answers(held, [text(0)])
+    assert_answers(held, [text(0)])
     device.gate.clear()
     again = [(engine.submit(texts), texts) for texts in (texts_of(2, 5, 10 * i) for i in range(6))]
     again[2][0].future.cancel()
     device.gate.set()
     for i, (call, texts) in enumerate(calls + again):
         if i != 8:
-            answers(call, texts)
+            assert_answers(call, texts)
 
 
 def test_an_answered_call_is_forgotten(engines):
@@ -662,7 +662,7 @@ def test_two_forwards_are_in_flight_and_never_three(engines):
     device.wait_for_forward()
     device.wait_for_forward()
     device.gate.set()
-    answers(bulk, texts)
+    assert_answers(bulk, texts)
     assert device.most_in_flight == 2
 
 
@@ -671,7 +671,7 @@ def test_a_lone_forward_is_not_kept_waiting_for_a_second(engines):
     engine = engines(AsyncDevice(), max_in_flight=2)
     for i in range(20):
         texts = texts_of(2, 5, i)
-        answers(engine.submit(texts), texts)
+        assert_answers(engine.submit(texts), texts)
 
 
 def test_two_in_flight_under_threads(engines):
@@ -682,7 +682,7 @@ def test_two_in_flight_under_threads(engines):
         rng = random.Random(seed)
         for _ in range(5):
             texts = random_texts(rng, 12, 40)
-            answers(engine.submit(texts), texts)
+            assert_answers(engine.submit(texts), texts)
 
     in_threads(caller, 40)
 

@@ -133,7 +133,7 @@ def index(
         num_rows, num_tokens = len(target), target.encoder.stats().tokens
     out.print(
         f"{len(files) - len(failures)} files, {num_written} pieces, {num_tokens:,} tokens; "
-        f"{num_rows} rows in {str(store)} {collection!r} at {location}",
+        f"{num_rows} rows in {store!s} {collection!r} at {location}",
         markup=False,
     )
     for failure in failures:
@@ -323,7 +323,7 @@ def _stored_contract(store: StoreName, location: str, collection: str) -> Embedd
 
     if stored := read_contract(str(store), location, collection):
         return stored
-    raise InputError(f"{str(store)} collection {collection!r} at {location} holds no contract")
+    raise InputError(f"{store!s} collection {collection!r} at {location} holds no contract")
 
 
 def _print_json(value: object) -> None:

@@ -301,7 +301,7 @@ class Engine:
                 return shares[0].call.fail(error)
             budget = min(self.max_batch_tokens, max(1, flight.batch.num_keys // 2))
             logger.warning(
-                "%s ran out of memory at %d tokens; batches hold at most %d from now on",
+                "%s ran out of memory at %d tokens; batches hold at most %d for now",
                 self._device,
                 flight.batch.num_keys,
                 budget,

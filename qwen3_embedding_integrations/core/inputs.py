@@ -39,8 +39,7 @@ class Inputs:
 
     def pool(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return one vector per text from one per sequence: the mean by tokens, not normalised."""
-        if self.pieces is None:
-            return vectors
+        assert self.pieces is not None, "every text has one sequence: there is nothing to pool"
         weights = np.array([len(ids) - 1 for ids in self.sequences], np.float32)
         starts = np.concatenate([[0], np.cumsum(self.pieces)[:-1]])
         return np.add.reduceat(vectors * np.maximum(weights, 1)[:, None], starts, axis=0)

@@ -18,6 +18,7 @@ TINY = "tiny"  # the small model this package carries, for trying and for tests
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 AttentionBackend = Literal["auto", "flash", "efficient", "sdpa"]
+Quantization = Literal["int8"]
 MACHINE_OPTIONS = {"device", "attention", "max_batch_tokens", "local_files_only"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION_BACKENDS = ("auto", "flash", "efficient", "sdpa")
@@ -38,6 +39,8 @@ class EngineConfig:
     """"auto" (CUDA, then MPS, then CPU), "cpu", "mps", "cuda" or "cuda:N"."""
     dtype: DType = "auto"
     """"auto" is bfloat16 where the device computes fast in it, else float32."""
+    quantization: Quantization | None = None
+    """"int8" multiplies in int8 on a CPU: about twice bfloat16's speed, half its memory."""
     attention: AttentionBackend = "auto"
     """"auto" takes the best the device has: "flash", "efficient" or "sdpa"."""
     max_batch_tokens: int | Literal["auto"] = "auto"
@@ -65,6 +68,7 @@ class EncoderOptions(TypedDict, total=False):
     revision: str | None
     device: str
     dtype: DType
+    quantization: Quantization | None
     attention: AttentionBackend
     max_batch_tokens: int | Literal["auto"]
     local_files_only: bool

@@ -13,16 +13,25 @@ from ..errors import ConfigError, ModelLoadError
 from .attention import FLASH_CAPABILITY, choose_attention
 from .checkpoint import Architecture, content_hash, locate_model, read_architecture, weight_files
 from .config import DEFAULT_MODEL, TINY, EngineConfig
+from .dense import CpuDense, Dense, DenseParts
 from .engine import Engine
 from .heads import EmbeddingHead
+from .linear import (
+    Int8Linear,
+    PackedLinear,
+    WidenedLinear,
+    has_packed_products,
+    quantize_weight,
+)
 from .model import Qwen3Model
+from .team import Team
 from .tokenizer import Tokenizer
 from .weights import load_weights
 
 logger = logging.getLogger(__name__)
 
 # Wide enough to keep the matrix units busy, small enough that a search waits little behind it.
-MAX_BATCH_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}
+MAX_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +72,20 @@ def load_model(config: EngineConfig) -> LoadedModel:
             f"{architecture.vocab_size}: they belong to different models"
         )
     device, dtype = torch.device(config.device), _torch_dtype(config.dtype)
-    attention, reason = choose_attention(config.attention, device, dtype)
-    weights = load_weights(folder, architecture, device=device, dtype=dtype)
+    attention, reason = choose_attention(
+        config.attention, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
+    )
+    dense = _dense_parts(config, architecture)
+    read_dtype = torch.float32 if config.quantization else dtype
+    weights = load_weights(folder, architecture, device=device, dtype=read_dtype, pack=dense.pack)
     model = Qwen3Model(
         weights,
         architecture,
         attention=attention,
+        dense=dense,
         device=device,
-        dtype=_activation_dtype(device, dtype),
+        dtype=torch.float32 if device.type == "cpu" else dtype,
+        team=Team(torch.get_num_threads()) if device.type == "cpu" else None,
     )
     engine = Engine(
         EmbeddingHead(model),
@@ -163,11 +178,17 @@ def _cpu_multiplies_bfloat16() -> bool:
     return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")[:4096]
 
 
-def _activation_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return what the forward computes in: float32 where that is faster than the weights' dtype."""
-    if device.type != "cpu" or (dtype == torch.bfloat16 and _cpu_multiplies_bfloat16()):
-        return dtype
-    return torch.float32
+def _dense_parts(config: EngineConfig, architecture: Architecture) -> DenseParts:
+    """Return the dense parts in the device's best form; config is resolved."""
+    if torch.device(config.device).type != "cpu":
+        return Dense(architecture)
+    if config.quantization == "int8":
+        return CpuDense(architecture, lambda weight: Int8Linear(*quantize_weight(weight)))
+    is_fast = config.dtype == "float32" or (
+        config.dtype == "bfloat16" and _cpu_multiplies_bfloat16()
+    )
+    packed = is_fast and has_packed_products()
+    return CpuDense(architecture, PackedLinear if packed else WidenedLinear)
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -8,6 +8,7 @@ that read the same input, and in the last layer only each text's last token goes
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +16,12 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from . import kernels
 from .attention import Attention, Segments
 from .checkpoint import Architecture
+from .dense import DenseParts
 from .packing import PackedBatch
-from .weights import Layer, Weights
+from .team import Team
+from .weights import Weights
 
 MAX_PREFIXES = 32  # instructions whose keys and values are kept
 
@@ -36,8 +38,7 @@ class _Plan(NamedTuple):
 
     segments: Segments
     last_segments: Segments  # of the last layer: one query per text
-    cos: torch.Tensor  # (T, 1, D / 2) float32
-    sin: torch.Tensor  # (T, 1, D / 2) float32
+    angles: torch.Tensor  # (T, …) as DenseParts.angles made them
     last_rows: torch.Tensor  # (B,) int64, each text's last token
     own_rows: torch.Tensor  # (T,) int64, where a token's key lies among all keys
     prefix_rows: torch.Tensor  # (B * P,) int64, where the prefix's keys lie
@@ -52,8 +53,10 @@ class Qwen3Model:
         architecture: Architecture,
         *,
         attention: Attention,
+        dense: DenseParts,
         device: torch.device,
         dtype: torch.dtype,
+        team: Team | None = None,
     ) -> None:
         self.architecture = architecture
         self.device = device
@@ -61,17 +64,19 @@ class Qwen3Model:
         self.weights_dtype = weights.norm.dtype
         self._weights = weights
         self._attention = attention
+        self._dense = dense
+        self._team = team
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         exponents = torch.arange(0, architecture.head_dim, 2, dtype=torch.int64).float()
         frequencies = 1.0 / architecture.rope_theta ** (exponents / architecture.head_dim)
         angles = torch.arange(architecture.max_positions).float()[:, None] * frequencies
-        self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)  # (positions, D/2)
+        self._angles = dense.angles(angles.cos(), angles.sin()).to(device)  # (positions, …)
 
-    @torch.inference_mode()
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """Return (B, H) in the model's dtype."""
         prefix = self._prefix(batch.prefix_ids) if batch.prefix_ids else None
-        return self._forward(batch, prefix, keep=None)
+        forward = partial(self._forward, prefix=prefix, keep=None)
+        return forward(batch) if self._team is None else self._team.run(forward, batch)
 
     def _prefix(self, ids: tuple[int, ...]) -> Prefix:
         """Return the prefix's keys and values, computed once, in a forward of its own."""
@@ -84,6 +89,7 @@ class Qwen3Model:
         self._prefixes.move_to_end(ids)
         return self._prefixes[ids]
 
+    @torch.inference_mode()
     def _forward(
         self, batch: PackedBatch, prefix: Prefix | None, keep: Prefix | None
     ) -> torch.Tensor:
@@ -93,37 +99,19 @@ class Qwen3Model:
         x: torch.Tensor | None = None
         last = len(self._weights.layers) - 1
         for i, layer in enumerate(self._weights.layers):
-            normed = kernels.add_norm(x, residual, layer.input_norm, self._eps)
-            q, k, v = self._project(normed, layer)
-            k = kernels.rotate(kernels.head_norm(k, layer.k_norm, self._eps), plan.cos, plan.sin)
+            q, k, v = self._dense.project(layer, x, residual, plan.angles)
             if keep is not None:
                 keep.keys.append(k.clone())
                 keep.values.append(v.clone())
             if prefix is not None:
                 k, v = self._join(prefix.keys[i], k, plan), self._join(prefix.values[i], v, plan)
-            segments, cos, sin = plan.segments, plan.cos, plan.sin
+            segments = plan.segments
             if i == last:
                 # Nothing reads the other tokens any more: their keys and values are all it takes.
                 rows, segments = plan.last_rows, plan.last_segments
-                q, residual, cos, sin = q[rows], residual[rows], cos[rows], sin[rows]
-            q = kernels.rotate(kernels.head_norm(q, layer.q_norm, self._eps), cos, sin)
-            x = layer.o(self._attention(q, k, v, segments).flatten(1))
-            normed = kernels.add_norm(x, residual, layer.post_attention_norm, self._eps)
-            x = layer.down(kernels.swiglu(layer.gate_up(normed)))
-        return kernels.add_norm(x, residual, self._weights.norm, self._eps)  # (B, H)
-
-    @property
-    def _eps(self) -> float:
-        return self.architecture.rms_norm_eps
-
-    def _project(
-        self, x: torch.Tensor, layer: Layer
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return q (T, Hq, D), k and v (T, Hk, D): views of one product."""
-        a = self.architecture
-        heads = layer.qkv(x).unflatten(1, (-1, a.head_dim))
-        q, k, v = heads.split([a.num_heads, a.num_kv_heads, a.num_kv_heads], dim=1)
-        return q, k, v
+                q, residual = q[rows], residual[rows]
+            x = self._dense.finish(layer, self._attention(q, k, v, segments), residual)
+        return self._dense.norm(x, residual, self._weights.norm)  # (B, H)
 
     def _join(self, shared: torch.Tensor, own: torch.Tensor, plan: _Plan) -> torch.Tensor:
         """Return each text's keys (or values) with the prefix's before them, (T + B P, Hk, D)."""
@@ -156,8 +144,7 @@ class Qwen3Model:
         return _Plan(
             segments=Segments(q_lengths, k_lengths, starts_q, starts_k),
             last_segments=Segments([1] * num_texts, k_lengths, starts_last, starts_k),
-            cos=self._cos[on_device[4]][:, None],
-            sin=self._sin[on_device[4]][:, None],
+            angles=self._angles[on_device[4]],
             last_rows=on_device[3],
             own_rows=on_device[5],
             prefix_rows=on_device[6],

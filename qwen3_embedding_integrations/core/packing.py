@@ -47,6 +47,11 @@ class PackedBatch:
         right = PackedBatch(self.input_ids[cut:], self.cu_seqlens[middle:] - cut, self.prefix_ids)
         return left, right
 
+    def select(self, rows: npt.NDArray[np.intp]) -> PackedBatch:
+        """Return a batch of these sequences, in the order given."""
+        bounds = [self.cu_seqlens[row : row + 2] for row in rows]
+        return PackedBatch.pack([self.input_ids[a:b] for a, b in bounds], self.prefix_ids)
+
     def __len__(self) -> int:
         return len(self.cu_seqlens) - 1
 

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import ModelLoadError
 from .checkpoint import Architecture, weight_files
-from .linear import Linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,10 +24,10 @@ UNUSED = {"lm_head.weight"}  # a causal language model's output layer: an embedd
 class Layer:
     """One decoder layer, its projections fused by what they read."""
 
-    qkv: Linear  # ((Hq + 2 Hk) D, H)
-    o: Linear  # (H, Hq D)
-    gate_up: Linear  # (2 F, H)
-    down: Linear  # (H, F)
+    qkv: torch.Tensor  # ((Hq + 2 Hk) D, H)
+    o: torch.Tensor  # (H, Hq D)
+    gate_up: torch.Tensor  # (2 F, H)
+    down: torch.Tensor  # (H, F)
     input_norm: torch.Tensor  # (H,)
     post_attention_norm: torch.Tensor  # (H,)
     q_norm: torch.Tensor  # (D,)
@@ -40,20 +39,25 @@ class Weights:
     """A Qwen3 decoder's tensors, ready to run."""
 
     embedding: torch.Tensor  # (vocabulary, H), in the file's dtype: rows are converted when read
-    layers: tuple[Layer, ...]
+    layers: tuple[Any, ...]  # as `pack` made them
     norm: torch.Tensor  # (H,)
 
 
 def load_weights(
-    folder: Path, architecture: Architecture, *, device: torch.device, dtype: torch.dtype
+    folder: Path,
+    architecture: Architecture,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    pack: Callable[[Layer], Any],
 ) -> Weights:
-    """Return the checkpoint's weights in `dtype` on `device`.
+    """Return the checkpoint's weights in `dtype` on `device`, each layer as `pack` makes it.
 
     Accepts one file or shards, names with or without the prefix "model.". Raises ModelLoadError
     when a tensor is missing, misshapen or unknown, or a file is damaged.
     """
     with _open_tensors(folder) as tensors:
-        return _Reader(tensors, folder, architecture, device, dtype).read()
+        return _Reader(tensors, folder, architecture, device, dtype).read(pack)
 
 
 class _Reader:
@@ -72,11 +76,11 @@ class _Reader:
         self.dtype = dtype
         self.unread = set(tensors) - UNUSED
 
-    def read(self) -> Weights:
+    def read(self, pack: Callable[[Layer], Any]) -> Weights:
         a = self.architecture
         weights = Weights(
             embedding=self._embedding(),
-            layers=tuple(self._layer(f"layers.{i}.") for i in range(a.num_layers)),
+            layers=tuple(pack(self._layer(f"layers.{i}.")) for i in range(a.num_layers)),
             norm=self._vector("norm.weight", a.hidden_size),
         )
         if self.unread:
@@ -118,14 +122,14 @@ class _Reader:
             k_norm=self._vector(attn + "k_norm.weight", a.head_dim),
         )
 
-    def _fused(self, rows: dict[str, int], columns: int) -> Linear:
-        """Return one linear layer whose outputs are those of the named ones, one after another."""
+    def _fused(self, rows: dict[str, int], columns: int) -> torch.Tensor:
+        """Return one weight whose outputs are those of the named ones, one after another."""
         weight = torch.empty(sum(rows.values()), columns, dtype=self.dtype, device=self.device)
         start = 0
         for name, num_rows in rows.items():
             weight[start : start + num_rows] = self._tensor(name, (num_rows, columns))
             start += num_rows
-        return Linear(weight)
+        return weight
 
     def _vector(self, name: str, length: int) -> torch.Tensor:
         return self._tensor(name, (length,)).to(self.device, self.dtype, copy=True)

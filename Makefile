@@ -28,8 +28,8 @@ types: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)  ## against sentence-transformers, random weights of the 0.6B shape (12 GB of memory)
-	$(BIN)/python -m benchmarks.cpu
+bench: $(STAMP)  ## beside sentence-transformers, random weights of the 0.6B shape: half an hour
+	$(BIN)/qwen3-embedding bench --against sentence-transformers
 
 parity: $(STAMP)  ## 200 texts against transformers at the 0.6B shape: half an hour
 	$(BIN)/python -m benchmarks.parity

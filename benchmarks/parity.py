@@ -9,22 +9,28 @@ alone, in another order, and behind the instruction with and without its reused 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shlex
+import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+import transformers
 from rich.console import Console
 from rich.progress import track
 from transformers import AutoTokenizer, Qwen3Model
 
-from benchmarks.machine import CACHE, describe, save
 from benchmarks.texts import make_texts
 from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
+from qwen3_embedding_integrations.bench.machine import describe
+from qwen3_embedding_integrations.bench.random_model import write_checkpoint
 from qwen3_embedding_integrations.core.prompts import WEB_SEARCH, format_queries
-from tests.checkpoints import write_checkpoint
 
+HERE = Path(__file__).parent
 CODE = "def f(x: int) -> int:\n    return x ** 2  # 平方 🚀\n"
 ODD = ["a", "🚀", "。", "\n\n", "👩‍👩‍👧‍👦 e\u0301 ﬁ", CODE, CODE * 20, "ыы", "123456", "…" * 50]
 
@@ -47,7 +53,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=200)
     parser.add_argument("--bfloat16-texts", type=int, default=60)
     arguments = parser.parse_args()
-    folder = CACHE / "random-0.6b"
+    folder = HERE / ".cache" / "random-0.6b"
     if not (folder / "model.safetensors").is_file():
         write_checkpoint(folder)
     rng = np.random.default_rng(1)
@@ -88,7 +94,8 @@ def main() -> None:
         return float(np.linalg.norm(vectors - expected[: len(some)], axis=1).mean())
 
     result = {
-        **describe(),
+        **describe(shlex.join(["python", "-m", "benchmarks.parity", *sys.argv[1:]])),
+        "transformers": transformers.__version__,
         "texts": len(texts),
         "tokens_encoded": num_tokens,
         "max_abs_difference_float32": differences,
@@ -99,7 +106,9 @@ def main() -> None:
     }
     console = Console()
     console.print(result)
-    console.print(save("parity-0.6b", result))
+    path = HERE / "results" / "parity-0.6b.json"
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    console.print(path)
     if max(differences.values()) > 2e-5 or result["bfloat16_error_ratio"] > 1.2:
         raise SystemExit("parity is broken")
 

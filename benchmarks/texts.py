@@ -24,12 +24,3 @@ def make_texts(folder: Path, lengths: list[int], *, seed: int = 0) -> list[str]:
             ids += tokenizer.encode(article[start:], add_special_tokens=False).ids
         texts.append(tokenizer.decode(ids[:length]))
     return texts
-
-
-def lognormal_lengths(
-    num_texts: int, *, median: float, sigma: float, cap: int, seed: int = 0
-) -> list[int]:
-    """Return token counts as corpora have them: many short texts, few long ones."""
-    rng = np.random.default_rng(seed)
-    lengths = np.exp(rng.normal(np.log(median), sigma, num_texts))
-    return np.clip(lengths, 3, cap).astype(int).tolist()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
+    from .quantize import QuantizedModel, quantize_model
     from .sharing import shared_encoder
 
 __all__ = [
@@ -46,10 +47,12 @@ __all__ = [
     "ModelError",
     "ModelLoadError",
     "NonFiniteOutputError",
+    "QuantizedModel",
     "Qwen3EmbeddingError",
     "Qwen3Encoder",
     "StoreError",
     "TextTooLongError",
+    "quantize_model",
     "shared_encoder",
 ]
 
@@ -58,7 +61,9 @@ _HOMES = {
     "Encoder": "contract",
     "EncoderConfig": "core.config",
     "EncoderStats": "encoder",
+    "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
+    "quantize_model": "quantize",
     "shared_encoder": "sharing",
 }  # the rest are errors
 

@@ -17,8 +17,10 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
+from .bench.command import bench
 from .core.config import EncoderConfig
 from .errors import ConfigError, InputError, Qwen3EmbeddingError
+from .quantize import quantize
 
 if TYPE_CHECKING:
     from .contract import EmbeddingContract
@@ -33,9 +35,10 @@ app = typer.Typer(
 )
 contract_app = typer.Typer(help="Show or compare the facts that made vectors.")
 app.add_typer(contract_app, name="contract")
+app.command()(bench)
+app.command()(quantize)
 out = Console()
 err = Console(stderr=True)
-
 
 StoreName = StrEnum("StoreName", ["chroma", "qdrant"])
 Role = StrEnum("Role", ["document", "query"])
@@ -47,6 +50,7 @@ DimensionsOption = Annotated[int | None, typer.Option(help="Width of the vectors
 InstructionOption = Annotated[str | None, typer.Option(help="What queries are for.")]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
 DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+QuantizationOption = Annotated[str | None, typer.Option(help="int8, on a CPU.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 MaxLengthOption = Annotated[int | None, typer.Option(help="Tokens of a text at most.")]
 TooLongOption = Annotated[
@@ -57,6 +61,9 @@ LocationOption = Annotated[str, typer.Option(help="A folder, or the URL of a ser
 CollectionOption = Annotated[str, typer.Option(help="The collection's name.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 
+INDEX_OPTIONS = (
+    "model", "dimensions", "instruction", "device", "dtype", "quantization", "revision",
+)  # fmt: skip
 DEFAULT_LOCATION = "qwen3-index"
 DEFAULT_COLLECTION = "documents"
 
@@ -109,6 +116,7 @@ def index(
     instruction: InstructionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
     revision: RevisionOption = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of one piece of a file.")] = 512,
     text_field: Annotated[
@@ -122,7 +130,7 @@ def index(
     from .documents import find_files
     from .stores import open_store
 
-    options = _given(locals(), "model", "dimensions", "instruction", "device", "dtype", "revision")
+    options = _given(locals(), *INDEX_OPTIONS)
     files = find_files(paths)
     if not files:
         raise InputError(f"nothing to index in {', '.join(map(str, paths))}")
@@ -196,12 +204,13 @@ def search(
     instruction: InstructionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the documents nearest to a question, with the options they were indexed with."""
     from .stores import open_store
 
-    options = _given(locals(), "model", "instruction", "device", "dtype")
+    options = _given(locals(), "model", "instruction", "device", "dtype", "quantization")
     with err.status("loading the model"):
         source = open_store(str(store), location, collection, options, create=False)
     with closing(source):
@@ -229,6 +238,7 @@ def encode(
     instruction: InstructionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
     revision: RevisionOption = None,
     max_length: MaxLengthOption = None,
     on_too_long: TooLongOption = None,
@@ -240,8 +250,7 @@ def encode(
 
     if output.suffix not in {".npy", ".jsonl"}:
         raise ConfigError(f"--output is {output}; end it in .npy or .jsonl")
-    names = ("model", "dimensions", "instruction", "device", "dtype", "revision", "max_length")
-    options = _given(locals(), *names, "on_too_long")
+    options = _given(locals(), *INDEX_OPTIONS, "max_length", "on_too_long")
     texts = [line.rstrip("\n") for line in sys.stdin]  # splitlines() would split at U+2028 too
     with Qwen3Encoder(EncoderConfig.from_options(**options)) as encoder:
         encode_lines = encoder.encode_queries if role is Role.query else encoder.encode_documents

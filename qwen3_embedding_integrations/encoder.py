@@ -183,6 +183,7 @@ class Qwen3Encoder:
             max_length=self.max_length,
             on_too_long=config.on_too_long,
             dtype=self._loaded.config.dtype,
+            quantization=self._loaded.config.quantization,
             package_version=version("qwen3-embedding-integrations"),
         )
 

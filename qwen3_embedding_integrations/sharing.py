@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -57,10 +56,7 @@ def shared_encoder(config: EncoderConfig | str | None = None) -> Qwen3Encoder:
         slot = registry.slots.setdefault(engine_config, _Slot())
     with slot.lock:  # its own: another model loads meanwhile
         if slot.loaded is None or slot.loaded.engine.is_closed:
-            # On a thread of its own: in a forked child this one may stand in an OpenMP team whose
-            # other threads stayed behind, and would wait for them for ever.
-            with ThreadPoolExecutor(max_workers=1) as fresh_thread:
-                slot.loaded = fresh_thread.submit(load_model, engine_config).result()
+            slot.loaded = load_model(engine_config)
         with registry.lock:
             encoder = registry.encoders.get(config)
             if encoder is None or encoder.is_closed:

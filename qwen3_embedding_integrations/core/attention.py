@@ -30,10 +30,18 @@ class Segments:
     cu_k: torch.Tensor  # (B + 1,) int32, on the device
     max_q: int = field(init=False)
     max_k: int = field(init=False)
+    _masks: dict[tuple[int, int], torch.Tensor | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_q", max(self.q_lengths))
         object.__setattr__(self, "max_k", max(self.k_lengths))
+
+    def mask(self, run: Run, device: torch.device) -> torch.Tensor | None:
+        """Return which keys each query of the run sees, made once for all layers."""
+        lengths = run.q_length, run.k_length
+        if lengths not in self._masks:
+            self._masks[lengths] = _mask(*lengths, device)
+        return self._masks[lengths]
 
     def runs(self) -> Iterator[Run]:
         """Yield neighbours of equal lengths together: one call computes them without padding."""
@@ -72,9 +80,9 @@ def choose_attention(
             raise ConfigError(
                 f'attention="{requested}" needs a CUDA device, this is {device}; use "auto"'
             )
-        if device.type == "cpu" and requested == "auto" and dtype != torch.float32:
-            if has_fast_bfloat16:
-                return blocked_attention, "blocked (cpu, bfloat16)"
+        is_fast = device.type == "cpu" and has_fast_bfloat16 and dtype == torch.bfloat16
+        if requested == "auto" and is_fast:
+            return blocked_attention, "blocked (cpu, bfloat16)"
         return sdpa_attention, f"sdpa ({device.type}, {_name(dtype)})"
     capability = torch.cuda.get_device_capability(device)
     card = f"sm_{capability[0]}{capability[1]}, {_name(dtype)}"
@@ -131,7 +139,7 @@ def sdpa_attention(
     """One call of torch's attention for each run of texts with equal lengths."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     for run in segments.runs():
-        _sdpa(q, k, v, run, out)
+        _sdpa(q, k, v, run, segments.mask(run, q.device), out)
     return out
 
 
@@ -156,7 +164,7 @@ def blocked_attention(
     out_heads = out.unflatten(1, (-1, num_groups)).transpose(0, 1)  # (Hk, Tq, groups, D)
     for run in segments.runs():
         if run.k_length < MIN_BLOCKED_KEYS or run.q_length == 1:
-            _sdpa(q, k, v, run, out)
+            _sdpa(q, k, v, run, segments.mask(run, q.device), out)
             continue
         for text in range(run.num_texts):
             first_row = run.q_start + text * run.q_length
@@ -180,7 +188,14 @@ def _by_kv_head(x: torch.Tensor, num_groups: int) -> torch.Tensor:
     return torch.empty(heads.shape, dtype=torch.bfloat16).copy_(heads)
 
 
-def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, run: Run, out: torch.Tensor) -> None:
+def _sdpa(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    run: Run,
+    mask: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
     """Write the attention of one run into its rows of `out`."""
     queries = slice(run.q_start, run.q_start + run.num_texts * run.q_length)
     keys = slice(run.k_start, run.k_start + run.num_texts * run.k_length)
@@ -188,7 +203,7 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, run: Run, out: torc
         _heads_first(q[queries], run.num_texts),
         _heads_first(k[keys], run.num_texts),
         _heads_first(v[keys], run.num_texts),
-        attn_mask=_mask(run.q_length, run.k_length, q.device),
+        attn_mask=mask,
         is_causal=run.q_length == run.k_length > 1 and q.device.type != "mps",
         enable_gqa=True,
     )  # (num_texts, Hq, q_length, D)
@@ -206,7 +221,7 @@ def _mask(q_length: int, k_length: int, device: torch.device) -> torch.Tensor | 
 
 def _heads_first(x: torch.Tensor, num_texts: int) -> torch.Tensor:
     """Return (num_texts, heads, L, D) of (num_texts * L, heads, D), without a copy."""
-    return x.unflatten(0, (num_texts, -1)).transpose(1, 2)
+    return x.view(num_texts, -1, *x.shape[1:]).transpose(1, 2)
 
 
 def _name(dtype: torch.dtype) -> str:

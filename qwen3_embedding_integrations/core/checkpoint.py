@@ -13,6 +13,7 @@ from typing import Any, cast
 from ..errors import ConfigError, ModelLoadError
 from .config import TINY, EngineConfig
 
+QUANT_METHOD = "qwen3-embedding-int8"
 ARCHITECTURES = {"Qwen3Model", "Qwen3ForCausalLM"}
 FILE_PATTERNS = ["*.json", "*.safetensors", "1_Pooling/config.json"]
 # What besides the files' bytes changes a vector. Kept in indexes: never change the list.
@@ -107,7 +108,7 @@ def read_architecture(folder: Path) -> Architecture:
     }.items():
         if config.get(key) not in allowed:
             raise refuse(f"{key}={config[key]!r} is not supported")
-    if config.get("quantization_config"):
+    if config.get("quantization_config") and read_quantization(folder) is None:
         raise refuse("its weights are quantized; give the unquantized checkpoint")
     # transformers 5 writes rope_parameters, 4.x rope_theta and rope_scaling.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -130,6 +131,12 @@ def read_architecture(folder: Path) -> Architecture:
         )
     except KeyError as error:
         raise refuse(f"config.json lacks {error.args[0]!r}") from error
+
+
+def read_quantization(folder: Path) -> dict[str, Any] | None:
+    """Return what `qwen3-embedding quantize` noted of the model it made, None for any other."""
+    noted = _read_json(folder / "config.json").get("quantization_config") or {}
+    return noted if noted.get("quant_method") == QUANT_METHOD else None
 
 
 def _check_pooling(folder: Path) -> None:
@@ -180,8 +187,11 @@ def weight_files(folder: Path) -> list[Path]:
 def content_hash(folder: Path, architecture: Architecture) -> str:
     """Return what tells this model from any other: equal files, wherever they lie, are equal.
 
-    SHA-256 over the numbers that the weights do not show, tokenizer.json and every weight file.
+    SHA-256 over the numbers that the weights do not show, tokenizer.json and every weight file. A
+    quantized folder has that of the model it was made from: the same vectors, but for a rounding.
     """
+    if (noted := read_quantization(folder)) is not None:
+        return str(noted["source_revision"])
     numbers = {name: getattr(architecture, name) for name in IDENTIFYING}
     total = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
     for path in [folder / "tokenizer.json", *weight_files(folder)]:

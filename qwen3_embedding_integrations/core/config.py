@@ -21,6 +21,7 @@ AttentionBackend = Literal["auto", "flash", "efficient", "sdpa"]
 Quantization = Literal["int8"]
 MACHINE_OPTIONS = {"device", "attention", "max_batch_tokens", "local_files_only"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8",)
 ATTENTION_BACKENDS = ("auto", "flash", "efficient", "sdpa")
 
 
@@ -56,6 +57,8 @@ class EngineConfig:
             check_type("revision", self.revision, str)
         check_type("device", self.device, str)
         check_choice("dtype", self.dtype, DTYPES)
+        if self.quantization is not None:
+            check_choice("quantization", self.quantization, QUANTIZATIONS)
         check_choice("attention", self.attention, ATTENTION_BACKENDS)
         if self.max_batch_tokens != "auto":
             check_range("max_batch_tokens", self.max_batch_tokens, 1, 1_000_000)

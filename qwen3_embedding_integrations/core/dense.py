@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 
 from . import kernels
 from .checkpoint import Architecture
-from .linear import Linear, Rows
+from .linear import Linear, Rows, Weight, select_outputs
 from .weights import Layer
 
 # Rows of a block on a CPU: its activations, 25 KB a row for the 0.6B model, stay in the cache.
@@ -29,12 +29,12 @@ class Projected(NamedTuple):
 class DenseParts(Protocol):
     """What a layer does to each token by itself. The residual (T, H) is updated in place."""
 
-    def pack(self, layer: Layer) -> Any:
-        """Return the layer in the form the other methods take."""
+    def pack(self, layers: Iterable[Layer]) -> list[Any]:
+        """Return the layers in the form the other methods take."""
         ...
 
-    def angles(self, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Return the positions' angles in the form `project` takes, one row a position."""
+    def angles(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Return the angles of the positions (T,) in the form `project` takes."""
         ...
 
     def project(
@@ -63,18 +63,18 @@ class Dense:
         self._architecture = architecture
         self._eps = architecture.rms_norm_eps
 
-    def pack(self, layer: Layer) -> Layer:
-        return layer
+    def pack(self, layers: Iterable[Layer]) -> list[Layer]:
+        return list(layers)
 
-    def angles(self, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        return torch.stack([cos, sin], dim=1)  # (positions, 2, D / 2)
+    def angles(self, position_ids: torch.Tensor) -> torch.Tensor:
+        return torch.cat(_angles(position_ids, self._architecture), dim=1)  # (T, 2, D / 2)
 
     def project(
         self, layer: Layer, x: torch.Tensor | None, residual: torch.Tensor, angles: torch.Tensor
     ) -> Projected:
         a = self._architecture
         normed = kernels.add_norm(x, residual, layer.input_norm, self._eps)
-        heads = F.linear(normed, layer.qkv).unflatten(1, (-1, a.head_dim))
+        heads = _linear(normed, layer.qkv).unflatten(1, (-1, a.head_dim))
         q, k, v = heads.split([a.num_heads, a.num_kv_heads, a.num_kv_heads], dim=1)
         cos, sin = angles[:, :1], angles[:, 1:]  # (T, 1, D / 2)
         return Projected(
@@ -84,9 +84,9 @@ class Dense:
         )
 
     def finish(self, layer: Layer, attended: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        x = F.linear(attended.flatten(1), layer.o)
+        x = _linear(attended.flatten(1), layer.o)
         normed = kernels.add_norm(x, residual, layer.post_attention_norm, self._eps)
-        return F.linear(kernels.swiglu(F.linear(normed, layer.gate_up)), layer.down)
+        return _linear(kernels.swiglu(_linear(normed, layer.gate_up)), layer.down)
 
     def norm(
         self, x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor
@@ -116,51 +116,53 @@ class CpuDense:
     places alike, which leaves their dot products as they are.
     """
 
-    def __init__(
-        self, architecture: Architecture, make_linear: Callable[[torch.Tensor], Linear]
-    ) -> None:
+    def __init__(self, architecture: Architecture, make_linear: Callable[[Weight], Linear]) -> None:
         self._architecture = architecture
-        self._eps = architecture.rms_norm_eps
         self._make_linear = make_linear
+        self._num_turned = architecture.num_heads + architecture.num_kv_heads
+        sizes = (architecture.hidden_size, architecture.head_dim)
+        self._floors = {n: torch.tensor(n * architecture.rms_norm_eps).sqrt() for n in sizes}
         half = architecture.head_dim // 2
         self._pairs = torch.arange(architecture.head_dim).view(2, half).t().flatten()
+        width = (self._num_turned + architecture.num_kv_heads) * architecture.head_dim
+        rows = torch.arange(width).view(-1, architecture.head_dim)
+        rows[: self._num_turned] = rows[: self._num_turned, self._pairs]
+        self._qkv_rows = rows.flatten()  # where each output of qkv stands in a checkpoint
 
-    def pack(self, layer: Layer) -> CpuLayer:
+    def pack(self, layers: Iterable[Layer]) -> list[CpuLayer]:
+        return [self._packed(layer) for layer in layers]
+
+    def _packed(self, layer: Layer) -> CpuLayer:
         a = self._architecture
-        num_turned = a.num_heads + a.num_kv_heads
-        heads = layer.qkv.unflatten(0, (-1, a.head_dim))
-        turned = heads[:num_turned, self._pairs]
         qk_norm = [layer.q_norm.expand(a.num_heads, -1), layer.k_norm.expand(a.num_kv_heads, -1)]
         return CpuLayer(
-            qkv=self._make_linear(torch.cat([turned, heads[num_turned:]]).flatten(0, 1)),
+            qkv=self._make_linear(select_outputs(layer.qkv, self._qkv_rows)),
             o=self._make_linear(layer.o),
             gate_up=self._make_linear(layer.gate_up),
             down=self._make_linear(layer.down),
-            input_norm=layer.input_norm.float(),
-            post_attention_norm=layer.post_attention_norm.float(),
-            qk_norm=torch.cat(qk_norm)[:, self._pairs].float(),
+            input_norm=self._norm_weight(layer.input_norm),
+            post_attention_norm=self._norm_weight(layer.post_attention_norm),
+            qk_norm=self._norm_weight(torch.cat(qk_norm)[:, self._pairs]),
         )
 
-    def angles(self, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        return torch.complex(cos, sin)[:, None]  # (positions, 1, D / 2)
+    def angles(self, position_ids: torch.Tensor) -> torch.Tensor:
+        return torch.complex(*_angles(position_ids, self._architecture))  # (T, 1, D / 2)
 
     def project(
         self, layer: CpuLayer, x: torch.Tensor | None, residual: torch.Tensor, angles: torch.Tensor
     ) -> Projected:
         del x  # added by `finish`
-        a = self._architecture
-        num_turned = a.num_heads + a.num_kv_heads
+        a, num_turned = self._architecture, self._num_turned
         linear = layer.qkv.opened()
         turned = residual.new_empty(len(residual), num_turned, a.head_dim)
         v = residual.new_empty(len(residual), a.num_kv_heads, a.head_dim)
         for rows in _blocks(len(residual)):
-            y = linear(self._normed(residual[rows], layer.input_norm))
-            heads = y.values.unflatten(1, (-1, a.head_dim))
-            scale = None if y.scale is None else y.scale[:, :, None]
-            block = turned[rows]
-            torch.mul(heads[:, :num_turned], self._inverse_rms(heads[:, :num_turned], scale), out=block)
-            block.mul_(layer.qk_norm)
-            torch.view_as_complex(block.unflatten(-1, (-1, 2))).mul_(angles[rows])
+            values, scale = linear(self._normed(residual[rows], layer.input_norm))
+            heads = values.view(len(values), -1, a.head_dim)
+            scale = None if scale is None else scale[:, :, None]
+            own, block = heads[:, :num_turned], turned[rows]
+            torch.mul(own, self._inverse_norm(own, scale), out=block).mul_(layer.qk_norm)
+            torch.view_as_complex(block.view(*own.shape[:2], -1, 2)).mul_(angles[rows])
             if scale is None:
                 v[rows] = heads[:, num_turned:]
             else:
@@ -180,18 +182,36 @@ class CpuDense:
         self, x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
         del x
-        values, scale = self._normed(residual, weight.float())
+        values, scale = self._normed(residual, self._norm_weight(weight))
         return values if scale is None else values.mul_(scale)
 
-    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> Rows:
-        """Return the RMS norm of x (T, H) times `weight`, as new values."""
-        return Rows(x * weight, self._inverse_rms(x, None))
+    def _norm_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight of a norm over its last dimension, to multiply by `_inverse_norm`."""
+        return weight.float() * weight.shape[-1] ** 0.5
 
-    def _inverse_rms(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-        """Return 1 / sqrt(mean(x²) + eps / scale²) of the last dimension, kept with size 1."""
+    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> Rows:
+        """Return the RMS norm of x (T, H) times the norm's weight, as new values."""
+        return Rows(x * weight, self._inverse_norm(x, None))
+
+    def _inverse_norm(self, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+        """Return 1 / sqrt(sum(x²) + size * eps / scale²) of the last dimension, kept with size 1.
+
+        That is 1 / sqrt(mean(x²) + eps / scale²) but for the root of the size, which is in the
+        norm's weight.
+        """
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        eps = self._eps if scale is None else self._eps / (scale * scale)
-        return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        floor = self._floors[x.shape[-1]]
+        return torch.hypot(norm, floor if scale is None else floor / scale).reciprocal_()
+
+
+def _linear(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    return F.linear(x, cast(torch.Tensor, weight))  # `resolve` refuses int8 on other devices
+
+
+def _angles(
+    position_ids: torch.Tensor, architecture: Architecture
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return kernels.rotary_angles(position_ids, architecture.head_dim, architecture.rope_theta)
 
 
 def _swiglu(hidden: Rows) -> Rows:

@@ -38,3 +38,13 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """Return silu(gate) * up, (T, F), of gate and up side by side, (T, 2 F); overwrites both."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate, inplace=True).mul_(up)
+
+
+def rotary_angles(
+    position_ids: torch.Tensor, head_dim: int, theta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cos and sin of each position's angles, each (T, 1, D / 2) float32."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device=position_ids.device).float()
+    frequencies = 1.0 / theta ** (exponents / head_dim)
+    angles = position_ids.float()[:, None, None] * frequencies
+    return angles.cos(), angles.sin()

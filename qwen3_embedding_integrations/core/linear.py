@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -73,38 +74,84 @@ class Int8Linear:
     The product is exact in int32; what is lost is the rounding of both sides to 255 levels.
     """
 
-    def __init__(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
-        """Take weight (N, K) int8 and scale (N,) float32: weight * scale is the true one."""
-        # Symmetric rows: their own scale, -peak/127 … peak/127, stays outside the product.
-        self._scale = scale / 127
-        self._zero_points = torch.zeros(len(scale), dtype=torch.int64)
-        self._weight = torch.ops.onednn.qlinear_prepack(weight, None)
+    def __init__(self, weight: QuantizedWeight) -> None:
+        levels = _activation_levels()
+        self._levels = torch.tensor(float(levels))
+        self._zero_point = levels + 1
+        self._scale = weight.scale / levels
+        self._zero_points = torch.zeros(len(weight.scale), dtype=torch.int64)
+        self._weight = torch.ops.onednn.qlinear_prepack(weight.values.contiguous(), None)
 
     def __call__(self, x: Rows) -> Rows:
         values, scale = x
         peak = values.abs().amax(1, keepdim=True)
         # A row of zeros divides by zero; its scale of zero makes zeros of whatever comes out.
-        levels = values.mul_(_LEVELS / peak).round_().to(torch.int8)
+        levels = values.mul_(self._levels / peak).round_().to(torch.int8)
         # oneDNN's fast products take unsigned activations: -127 … 127 becomes 1 … 255.
-        levels = levels.view(torch.uint8).bitwise_xor_(128)
-        y = torch.ops.onednn.qlinear_pointwise(
-            levels, 1.0, 128, self._weight, self._scale, self._zero_points,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
+        levels = levels.view(torch.uint8).add_(self._zero_point)
+        y = _int8_product(levels, self._zero_point, self._weight, self._scale, self._zero_points)
         return Rows(y, peak if scale is None else peak.mul_(scale))
 
     def opened(self) -> Int8Linear:
         return self
 
 
-_LEVELS = torch.tensor(127.0)
+class QuantizedWeight(NamedTuple):
+    """An int8 weight: `values * scale` is the true one."""
+
+    values: torch.Tensor  # (N, K) int8
+    scale: torch.Tensor  # (N,) float32
+
+    def to_float(self) -> torch.Tensor:
+        """Return the weight it stands for, (N, K) float32."""
+        return self.values * self.scale[:, None]
 
 
-def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weight (N, K) as int8 and the scale (N,) float32 of each output."""
+Weight = torch.Tensor | QuantizedWeight
+
+
+def select_outputs(weight: Weight, rows: torch.Tensor) -> Weight:
+    """Return the weight with its outputs in another order."""
+    if isinstance(weight, QuantizedWeight):
+        return QuantizedWeight(weight.values[rows], weight.scale[rows])
+    return weight[rows]
+
+
+def quantize_weight(weight: torch.Tensor) -> QuantizedWeight:
+    """Return weight (N, K) rounded to 255 levels, a scale for each output."""
     weight = weight.float()
-    scale = weight.abs().amax(1).div_(127).clamp_min_(1e-12)
-    return (weight / scale[:, None]).round_().to(torch.int8), scale
+    scale = weight.abs().amax(1).div_(127).clamp_min_(1e-30)
+    return QuantizedWeight((weight / scale[:, None]).round_().to(torch.int8), scale)
+
+
+@cache
+def _activation_levels() -> int:
+    """Return how many levels an activation may have on each side of zero: 127, or 63.
+
+    x86 processors without VNNI add two products in 16 bits, which 255 x 127 x 2 overflows in
+    silence (oneDNN's documentation, "Nuances of int8 computations"); 127 x 127 x 2 fits. So this
+    machine is asked, by the largest product there is.
+    """
+    x = torch.full((16, 64), 255, dtype=torch.uint8)
+    weight = torch.full((16, 64), 127, dtype=torch.int8)
+    y = _int8_product(
+        x, 128, torch.ops.onednn.qlinear_prepack(weight, None),
+        torch.ones(16), torch.zeros(16, dtype=torch.int64),
+    )  # fmt: skip
+    return 127 if bool((y == 127 * 127 * 64).all()) else 63
+
+
+def _int8_product(
+    x: torch.Tensor,
+    zero_point: int,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    zero_points: torch.Tensor,
+) -> torch.Tensor:
+    return torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, zero_point, weight, scale, zero_points,
+        None, 1.0, 0, torch.float32, "none", [], "",
+    )  # fmt: skip
 
 
 def has_packed_products() -> bool:

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import logging
+import platform
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..errors import ConfigError, ModelLoadError
 from .attention import FLASH_CAPABILITY, choose_attention
-from .checkpoint import Architecture, content_hash, locate_model, read_architecture, weight_files
+from .checkpoint import (
+    Architecture,
+    content_hash,
+    locate_model,
+    read_architecture,
+    read_quantization,
+    weight_files,
+)
 from .config import DEFAULT_MODEL, TINY, EngineConfig
 from .dense import CpuDense, Dense, DenseParts
 from .engine import Engine
 from .heads import EmbeddingHead
 from .linear import (
     Int8Linear,
+    Linear,
     PackedLinear,
+    QuantizedWeight,
+    Weight,
     WidenedLinear,
     has_packed_products,
-    quantize_weight,
 )
 from .model import Qwen3Model
+from .quantization import Quantizer
 from .team import Team
 from .tokenizer import Tokenizer
-from .weights import load_weights
+from .weights import Layer, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +75,19 @@ class LoadedModel:
 
 def load_model(config: EngineConfig) -> LoadedModel:
     """Return the model, ready to run. Raises ModelLoadError or ConfigError."""
-    config = resolve(config)
+    # On a thread that ends: an operation leaves its thread with a team of OpenMP threads. With more
+    # of these than cores, OpenMP puts its threads to sleep between operations, and waking them
+    # doubles the time of a query. And in a forked child the caller may stand in a team whose other
+    # threads stayed behind, and would wait for them for ever.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="qwen3-load") as thread:
+        return thread.submit(_load_model, config).result()
+
+
+def _load_model(config: EngineConfig) -> LoadedModel:
     folder = locate_model(config)
     architecture = read_architecture(folder)
+    is_stored_int8 = read_quantization(folder) is not None
+    config = resolve(replace(config, quantization="int8") if is_stored_int8 else config)
     stamps = _stamps(folder)
     tokenizer = Tokenizer(folder)
     if tokenizer.num_ids > architecture.vocab_size:
@@ -75,9 +99,21 @@ def load_model(config: EngineConfig) -> LoadedModel:
     attention, reason = choose_attention(
         config.attention, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
     )
-    dense = _dense_parts(config, architecture)
-    read_dtype = torch.float32 if config.quantization else dtype
-    weights = load_weights(folder, architecture, device=device, dtype=read_dtype, pack=dense.pack)
+    dense = _dense_parts(architecture, device, dtype)
+    quantizer = None
+    if config.quantization and not is_stored_int8:
+        quantizer = Quantizer(architecture, tokenizer)
+
+    def pack(embedding: torch.Tensor, layers: Iterable[Layer]) -> list[Any]:
+        return dense.pack(layers if quantizer is None else quantizer.quantize(embedding, layers))
+
+    weights = load_weights(
+        folder,
+        architecture,
+        device=device,
+        dtype=torch.float32 if quantizer else dtype,
+        pack=pack,
+    )
     model = Qwen3Model(
         weights,
         architecture,
@@ -102,7 +138,17 @@ def load_model(config: EngineConfig) -> LoadedModel:
 
 def resolve(config: EngineConfig) -> EngineConfig:
     """Return the config with every "auto" replaced by what this machine makes of it."""
-    device = _resolve_device(config.device)
+    device = _resolve_device(config.device, needs_cpu=config.quantization is not None)
+    if config.quantization and device.type != "cpu":
+        raise ConfigError(
+            f'quantization="{config.quantization}" runs on a CPU, not on device="{config.device}"; '
+            'use device="cpu" or "auto", or leave quantization out'
+        )
+    if config.quantization and not has_packed_products():
+        raise ConfigError(
+            f'quantization="{config.quantization}" needs an x86 processor and a torch with oneDNN '
+            f"(this is {platform.machine()}, torch {torch.__version__}); leave it out"
+        )
     dtype = config.dtype
     if dtype == "auto":
         dtype = "bfloat16" if _has_fast_bfloat16(device) else "float32"
@@ -120,7 +166,9 @@ def resolve(config: EngineConfig) -> EngineConfig:
     )
 
 
-def _resolve_device(name: str) -> torch.device:
+def _resolve_device(name: str, *, needs_cpu: bool) -> torch.device:
+    if name == "auto" and needs_cpu:
+        return torch.device("cpu")
     if name == "auto":
         has_cuda, has_mps = torch.cuda.is_available(), _has_sound_mps()
         name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
@@ -178,17 +226,21 @@ def _cpu_multiplies_bfloat16() -> bool:
     return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")[:4096]
 
 
-def _dense_parts(config: EngineConfig, architecture: Architecture) -> DenseParts:
-    """Return the dense parts in the device's best form; config is resolved."""
-    if torch.device(config.device).type != "cpu":
+def _dense_parts(
+    architecture: Architecture, device: torch.device, dtype: torch.dtype
+) -> DenseParts:
+    """Return the dense parts in the device's best form."""
+    if device.type != "cpu":
         return Dense(architecture)
-    if config.quantization == "int8":
-        return CpuDense(architecture, lambda weight: Int8Linear(*quantize_weight(weight)))
-    is_fast = config.dtype == "float32" or (
-        config.dtype == "bfloat16" and _cpu_multiplies_bfloat16()
-    )
-    packed = is_fast and has_packed_products()
-    return CpuDense(architecture, PackedLinear if packed else WidenedLinear)
+    packs_bfloat16 = has_packed_products() and _cpu_multiplies_bfloat16()
+    packed = {torch.float32: has_packed_products(), torch.bfloat16: packs_bfloat16}
+
+    def make_linear(weight: Weight) -> Linear:
+        if isinstance(weight, QuantizedWeight):
+            return Int8Linear(weight)
+        return (PackedLinear if packed.get(weight.dtype) else WidenedLinear)(weight)
+
+    return CpuDense(architecture, make_linear)
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -70,7 +70,7 @@ def _use_threads(num_threads: int, barrier: threading.Barrier) -> None:
 
 
 def share_out(lengths: list[int], num_parts: int) -> list[np.ndarray]:
-    """Return the rows of each part, in order: the longest first, each to the part that has least."""
+    """Return the rows of each part: the longest first, each to the part that has least so far."""
     parts: list[list[int]] = [[] for _ in range(num_parts)]
     tokens = [0] * num_parts
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):

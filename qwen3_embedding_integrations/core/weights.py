@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ModelLoadError
-from .checkpoint import Architecture, weight_files
+from .checkpoint import Architecture, read_quantization, weight_files
+from .linear import QuantizedWeight, Weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+SCALE = ".scale"  # what an int8 projection's scales are called, after its name
 UNUSED = {"lm_head.weight"}  # a causal language model's output layer: an embedding has no use of it
 
 
@@ -24,10 +25,10 @@ UNUSED = {"lm_head.weight"}  # a causal language model's output layer: an embedd
 class Layer:
     """One decoder layer, its projections fused by what they read."""
 
-    qkv: torch.Tensor  # ((Hq + 2 Hk) D, H)
-    o: torch.Tensor  # (H, Hq D)
-    gate_up: torch.Tensor  # (2 F, H)
-    down: torch.Tensor  # (H, F)
+    qkv: Weight  # ((Hq + 2 Hk) D, H)
+    o: Weight  # (H, Hq D)
+    gate_up: Weight  # (2 F, H)
+    down: Weight  # (H, F)
     input_norm: torch.Tensor  # (H,)
     post_attention_norm: torch.Tensor  # (H,)
     q_norm: torch.Tensor  # (D,)
@@ -49,15 +50,18 @@ def load_weights(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    pack: Callable[[Layer], Any],
+    pack: Callable[[torch.Tensor, Iterable[Layer]], Iterable[Any]] | None = None,
 ) -> Weights:
-    """Return the checkpoint's weights in `dtype` on `device`, each layer as `pack` makes it.
+    """Return the checkpoint's weights in `dtype` on `device`, its layers as `pack` makes them.
+
+    `pack` gets the embedding and the layers, each read when it is asked for: no two copies of all
+    are ever in memory.
 
     Accepts one file or shards, names with or without the prefix "model.". Raises ModelLoadError
     when a tensor is missing, misshapen or unknown, or a file is damaged.
     """
-    with _open_tensors(folder) as tensors:
-        return _Reader(tensors, folder, architecture, device, dtype).read(pack)
+    reader = _Reader(_tensor_readers(folder), folder, architecture, device, dtype)
+    return reader.read(pack or (lambda embedding, layers: layers))
 
 
 class _Reader:
@@ -74,13 +78,16 @@ class _Reader:
         self.architecture = architecture
         self.device = device
         self.dtype = dtype
+        self.is_quantized = read_quantization(folder) is not None
         self.unread = set(tensors) - UNUSED
 
-    def read(self, pack: Callable[[Layer], Any]) -> Weights:
+    def read(self, pack: Callable[[torch.Tensor, Iterable[Layer]], Iterable[Any]]) -> Weights:
         a = self.architecture
+        embedding = self._embedding()
+        layers = (self._layer(f"layers.{i}.") for i in range(a.num_layers))
         weights = Weights(
-            embedding=self._embedding(),
-            layers=tuple(pack(self._layer(f"layers.{i}.")) for i in range(a.num_layers)),
+            embedding=embedding,
+            layers=tuple(pack(embedding, layers)),
             norm=self._vector("norm.weight", a.hidden_size),
         )
         if self.unread:
@@ -96,24 +103,15 @@ class _Reader:
         a = self.architecture
         query_width, key_width = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
         attn, mlp = prefix + "self_attn.", prefix + "mlp."
+        qkv = {"q_proj": query_width, "k_proj": key_width, "v_proj": key_width}
+        gate_up = {"gate_proj": a.intermediate_size, "up_proj": a.intermediate_size}
         return Layer(
-            qkv=self._fused(
-                {
-                    attn + "q_proj.weight": query_width,
-                    attn + "k_proj.weight": key_width,
-                    attn + "v_proj.weight": key_width,
-                },
-                a.hidden_size,
+            qkv=self._projection(prefix + "qkv", attn, qkv, a.hidden_size),
+            o=self._projection(prefix + "o", attn, {"o_proj": a.hidden_size}, query_width),
+            gate_up=self._projection(prefix + "gate_up", mlp, gate_up, a.hidden_size),
+            down=self._projection(
+                prefix + "down", mlp, {"down_proj": a.hidden_size}, a.intermediate_size
             ),
-            o=self._fused({attn + "o_proj.weight": a.hidden_size}, query_width),
-            gate_up=self._fused(
-                {
-                    mlp + "gate_proj.weight": a.intermediate_size,
-                    mlp + "up_proj.weight": a.intermediate_size,
-                },
-                a.hidden_size,
-            ),
-            down=self._fused({mlp + "down_proj.weight": a.hidden_size}, a.intermediate_size),
             input_norm=self._vector(prefix + "input_layernorm.weight", a.hidden_size),
             post_attention_norm=self._vector(
                 prefix + "post_attention_layernorm.weight", a.hidden_size
@@ -122,12 +120,22 @@ class _Reader:
             k_norm=self._vector(attn + "k_norm.weight", a.head_dim),
         )
 
-    def _fused(self, rows: dict[str, int], columns: int) -> torch.Tensor:
-        """Return one weight whose outputs are those of the named ones, one after another."""
-        weight = torch.empty(sum(rows.values()), columns, dtype=self.dtype, device=self.device)
+    def _projection(self, fused: str, prefix: str, parts: dict[str, int], columns: int) -> Weight:
+        """Return one weight whose outputs are those of the parts, one after another.
+
+        A folder that `quantize` made holds it as one tensor under its `fused` name.
+        """
+        num_outputs = sum(parts.values())
+        if self.is_quantized:
+            weight = self._tensor(fused + ".weight", (num_outputs, columns))
+            if weight.dtype != torch.int8:
+                return weight.to(self.dtype, copy=True)
+            return QuantizedWeight(weight, self._tensor(fused + SCALE, (num_outputs,)))
+        weight = torch.empty(num_outputs, columns, dtype=self.dtype, device=self.device)
         start = 0
-        for name, num_rows in rows.items():
-            weight[start : start + num_rows] = self._tensor(name, (num_rows, columns))
+        for name, num_rows in parts.items():
+            part = self._tensor(f"{prefix}{name}.weight", (num_rows, columns))
+            weight[start : start + num_rows] = part
             start += num_rows
         return weight
 
@@ -138,7 +146,9 @@ class _Reader:
         a = self.architecture
         table = self._tensor("embed_tokens.weight", (a.vocab_size, a.hidden_size))
         narrower = self.dtype if self.dtype.itemsize < table.dtype.itemsize else table.dtype
-        return table.to(self.device, narrower, copy=True)
+        # Beside int8 weights the table is the larger part of what is in memory: it stays in the
+        # file, mapped, and only the rows that texts use are ever read.
+        return table.to(self.device, narrower, copy=not self.is_quantized)
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         if name not in self.tensors:
@@ -149,7 +159,8 @@ class _Reader:
                 f"{self.folder}: {name} has shape {tuple(tensor.shape)}, config.json says {shape}; "
                 "weights and config.json belong to different models"
             )
-        if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+        is_stored_int8 = self.is_quantized and tensor.dtype == torch.int8
+        if not is_stored_int8 and (not tensor.is_floating_point() or tensor.dtype.itemsize < 2):
             raise ModelLoadError(
                 f"{self.folder}: {name} is {tensor.dtype}; give the unquantized checkpoint"
             )
@@ -157,16 +168,23 @@ class _Reader:
         return tensor
 
 
-@contextmanager
-def _open_tensors(folder: Path) -> Generator[dict[str, Callable[[], torch.Tensor]]]:
-    """Yield name (without "model.") -> a function that reads the tensor, all files open."""
-    with ExitStack() as stack:
-        tensors: dict[str, Callable[[], torch.Tensor]] = {}
-        for path in weight_files(folder):
-            file = stack.enter_context(_open_file(path))
+def _tensor_readers(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """Return name (without "model.") -> a function that reads the tensor.
+
+    A file is mapped for each tensor anew: what a mapping has shown counts as this process's memory
+    until it ends, and would be there twice once the layers are packed.
+    """
+    readers: dict[str, Callable[[], torch.Tensor]] = {}
+    for path in weight_files(folder):
+        with _open_file(path) as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
-                tensors[name.removeprefix("model.")] = lambda f=file, n=name: f.get_tensor(n)
-        yield tensors
+                readers[name.removeprefix("model.")] = partial(_read_tensor, path, name)
+    return readers
+
+
+def _read_tensor(path: Path, name: str) -> torch.Tensor:
+    with _open_file(path) as file:
+        return file.get_tensor(name)
 
 
 def _open_file(path: Path) -> Any:

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_embedding_integrations.core.attention import (
+    QUERY_BLOCK,
     Segments,
+    blocked_attention,
     choose_attention,
     efficient_attention,
     flash_attention,
@@ -109,6 +111,42 @@ def test_sdpa_equals_the_loop_for_any_lengths(pairs):
     assert_equals_the_loop(sdpa_attention, lengths, dtype=torch.float32, device=CPU, atol=2e-6)
 
 
+BLOCKED_LAYOUTS = LAYOUTS | {
+    "blocks and a rest": [(2 * QUERY_BLOCK + 37, 2 * QUERY_BLOCK + 37), (60, 60), (60, 60)],
+    "exactly a block": [(QUERY_BLOCK, QUERY_BLOCK), (QUERY_BLOCK, QUERY_BLOCK + 18)],
+    "long prefix, many queries": [(QUERY_BLOCK + 5, QUERY_BLOCK + 90), (1, 300), (1, 1)],
+}
+
+
+@pytest.mark.parametrize("lengths", BLOCKED_LAYOUTS.values(), ids=BLOCKED_LAYOUTS)
+def test_blocked_equals_the_loop(lengths):
+    """Blocks of bfloat16 products give the loop's result to bfloat16's rounding."""
+    assert_equals_the_loop(blocked_attention, lengths, dtype=torch.float32, device=CPU, atol=3e-2)
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (8, 1), (16, 8)])
+def test_blocked_knows_grouped_heads(heads, key_heads):
+    """Every number of query heads per key head gives what the loop gives."""
+    lengths = BLOCKED_LAYOUTS["long prefix, many queries"]
+    shape = {"heads": heads, "key_heads": key_heads, "width": 32}
+    assert_equals_the_loop(
+        blocked_attention, lengths, dtype=torch.float32, device=CPU, atol=3e-2, **shape
+    )
+
+
+def test_blocked_sees_no_later_key():
+    """A key or value after a query's position changes nothing of what it gets, not a bit."""
+    lengths = [(QUERY_BLOCK + 40, QUERY_BLOCK + 40)]
+    q, k, v = tensors_of(lengths)
+    before = blocked_attention(q, k, v, segments_of(lengths))
+    for position in (50, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 39):
+        other_k, other_v = k.clone(), v.clone()
+        other_k[position:], other_v[position:] = 100.0, -100.0
+        after = blocked_attention(q, other_k, other_v, segments_of(lengths))
+        assert torch.equal(before[:position], after[:position])
+        assert not torch.equal(before[position:], after[position:])
+
+
 @pytest.mark.parametrize("requested", ["flash", "efficient"])
 def test_a_backend_the_device_lacks_is_refused(requested):
     """Asking for a CUDA backend on a processor is an error that names what works."""
@@ -122,6 +160,16 @@ def test_a_processor_takes_sdpa_and_says_why(requested):
     attention, reason = choose_attention(requested, CPU, torch.bfloat16)
     assert attention is sdpa_attention
     assert reason == "sdpa (cpu, bfloat16)"
+
+
+def test_a_processor_fast_in_bfloat16_takes_blocks():
+    """Where bfloat16 products are fast, bfloat16 attention runs in blocks; float32 does not."""
+    fast = {"has_fast_bfloat16": True}
+    attention, reason = choose_attention("auto", CPU, torch.bfloat16, **fast)
+    assert attention is blocked_attention
+    assert reason == "blocked (cpu, bfloat16)"
+    assert choose_attention("auto", CPU, torch.float32, **fast)[0] is sdpa_attention
+    assert choose_attention("sdpa", CPU, torch.bfloat16, **fast)[0] is sdpa_attention
 
 
 CUDA_BACKENDS = [

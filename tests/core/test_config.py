@@ -15,6 +15,7 @@ ANOTHER = {
     "revision": "97b0c614",
     "device": "cpu",
     "dtype": "bfloat16",
+    "quantization": "int8",
     "attention": "sdpa",
     "max_batch_tokens": 2048,
     "local_files_only": True,

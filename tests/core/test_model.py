@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from qwen3_embedding_integrations import EncoderConfig, NonFiniteOutputError, Qwen3Encoder
 from qwen3_embedding_integrations.core.attention import choose_attention
 from qwen3_embedding_integrations.core.checkpoint import read_architecture
+from qwen3_embedding_integrations.core.dense import Dense
 from qwen3_embedding_integrations.core.heads import EmbeddingHead
 from qwen3_embedding_integrations.core.model import MAX_PREFIXES, Qwen3Model
 from qwen3_embedding_integrations.core.packing import PackedBatch
@@ -53,9 +54,12 @@ def assert_close(ours: np.ndarray, expected: np.ndarray, what: str) -> None:
 def native_model(folder: Path, dtype: torch.dtype) -> Qwen3Model:
     """Return the model computing in `dtype`, as it does on a device that is fast in it."""
     architecture = read_architecture(folder)
+    dense = Dense(architecture)
     weights = load_weights(folder, architecture, device=CPU, dtype=dtype)
     attention, _ = choose_attention("auto", CPU, dtype)
-    return Qwen3Model(weights, architecture, attention=attention, device=CPU, dtype=dtype)
+    return Qwen3Model(
+        weights, architecture, attention=attention, dense=dense, device=CPU, dtype=dtype
+    )
 
 
 def native_vectors(folder: Path, texts: list[str], dtype: torch.dtype) -> np.ndarray:
@@ -176,12 +180,17 @@ def test_pruned_equals_unpruned(mini):
     pruned = native_model(mini, torch.float32)
     weights = pruned._weights
     zero = load_weights(mini, pruned.architecture, device=CPU, dtype=torch.float32).layers[-1]
-    zero.o.weight.zero_()
-    zero.down.weight.zero_()
+    zero.o.zero_()
+    zero.down.zero_()
     longer = type(weights)(weights.embedding, (*weights.layers, zero), weights.norm)
     attention, _ = choose_attention("auto", CPU, torch.float32)
     unpruned = Qwen3Model(
-        longer, pruned.architecture, attention=attention, device=CPU, dtype=torch.float32
+        longer,
+        pruned.architecture,
+        attention=attention,
+        dense=Dense(pruned.architecture),
+        device=CPU,
+        dtype=torch.float32,
     )
     for prefix_ids in ((), prompt.prefix_ids):
         batch = PackedBatch.pack(ids, prefix_ids)

@@ -55,7 +55,7 @@ def flat(weights: Weights) -> list[torch.Tensor]:
     norms = ("input_norm", "post_attention_norm", "q_norm", "k_norm")
     tensors = [weights.embedding, weights.norm]
     for layer in weights.layers:
-        tensors += [getattr(layer, name).weight for name in linear]
+        tensors += [getattr(layer, name) for name in linear]
         tensors += [getattr(layer, name) for name in norms]
     return tensors
 
@@ -71,11 +71,11 @@ def test_projections_are_fused_in_order(tmp_path, tensors):
     for i, layer in enumerate(weights.layers):
         attention, mlp = f"layers.{i}.self_attn.", f"layers.{i}.mlp."
         q_k_v = [tensors[f"{attention}{x}_proj.weight"] for x in "qkv"]
-        assert torch.equal(layer.qkv.weight, torch.cat(q_k_v))
+        assert torch.equal(layer.qkv, torch.cat(q_k_v))
         gate_up = [tensors[f"{mlp}{x}_proj.weight"] for x in ("gate", "up")]
-        assert torch.equal(layer.gate_up.weight, torch.cat(gate_up))
-        assert torch.equal(layer.o.weight, tensors[attention + "o_proj.weight"])
-        assert torch.equal(layer.down.weight, tensors[mlp + "down_proj.weight"])
+        assert torch.equal(layer.gate_up, torch.cat(gate_up))
+        assert torch.equal(layer.o, tensors[attention + "o_proj.weight"])
+        assert torch.equal(layer.down, tensors[mlp + "down_proj.weight"])
         assert torch.equal(layer.q_norm, tensors[attention + "q_norm.weight"])
         assert torch.equal(layer.k_norm, tensors[attention + "k_norm.weight"])
 
@@ -102,9 +102,9 @@ def test_float32_files_are_converted(tmp_path, tensors):
     assert_same(load(write(tmp_path / "wide", wide)), load(write(tmp_path / "plain", tensors)))
     widened = load(tmp_path / "plain", torch.float32)
     expected = load(tmp_path / "wide", torch.float32)
-    assert widened.layers[0].qkv.weight.dtype == torch.float32
+    assert widened.layers[0].qkv.dtype == torch.float32
     assert torch.equal(widened.embedding.float(), expected.embedding)
-    assert torch.equal(widened.layers[1].gate_up.weight, expected.layers[1].gate_up.weight)
+    assert torch.equal(widened.layers[1].gate_up, expected.layers[1].gate_up)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,210 @@
+"""int8 weights: smoothed by what a few texts show, rounded, kept in bfloat16 where it matters.
+
+Three steps a layer, on the activations of CALIBRATION_TEXTS:
+
+1. Smoothing (SmoothQuant, arXiv:2211.10438): a channel whose activations are large gives part of
+   its size to the weights that read it, by a factor that the norm or the projection before it
+   takes back. Factors are powers of two: they change no bit of what is computed, and rounding
+   noise of one machine or another does not change them.
+2. Rounding to 255 levels, a scale per output (`quantize_weight`).
+3. A projection whose rounding moves the layer's own contribution by more than MAX_ERROR stays in
+   bfloat16.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from ..errors import ConfigError
+from . import kernels
+from .attention import Segments, sdpa_attention
+from .checkpoint import QUANT_METHOD, Architecture, content_hash
+from .linear import QuantizedWeight, Weight, quantize_weight
+from .packing import PackedBatch
+from .tokenizer import Tokenizer
+from .weights import SCALE, Layer, Weights, load_weights
+
+# Plain sentences of several kinds: they show which channels are large, not what is said.
+CALIBRATION_TEXTS = (
+    "Instruct: Given a web search query, retrieve relevant passages that answer the query\n"
+    "Query: how long do neutrino oscillations take?",
+    "人工智能（AI）正在改变医疗行业：2023年，已有超过40%的医院使用机器学习辅助诊断。",
+    "def mean(values: list[float]) -> float:\n    return sum(values) / max(1, len(values))\n",
+    "The committee met on 12 May 1998 in Geneva; no decision was taken, and the file was closed. "
+    "La réunion suivante est prévue à Paris. Что делать, если сервер не отвечает?",
+)
+SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json")
+MAX_ERROR = 0.03  # of a layer's contribution; weights and activations of a bell curve give 0.01
+logger = logging.getLogger(__name__)
+
+PROJECTIONS = ("qkv", "o", "gate_up", "down")
+
+
+class Quantizer:
+    """Makes the layers of a model int8, one after another, as they are read."""
+
+    def __init__(self, architecture: Architecture, tokenizer: Tokenizer) -> None:
+        self._architecture = architecture
+        self._batch = PackedBatch.pack(tokenizer.encode(CALIBRATION_TEXTS))
+        lengths = self._batch.lengths.tolist()
+        starts = torch.from_numpy(self._batch.cu_seqlens)
+        self._segments = Segments(lengths, lengths, starts, starts)
+        positions = torch.from_numpy(self._batch.position_ids)
+        self._cos, self._sin = kernels.rotary_angles(
+            positions, architecture.head_dim, architecture.rope_theta
+        )
+        self.kept: dict[str, float] = {}  # projections left in bfloat16, and the error they had
+
+    @torch.inference_mode()
+    def quantize(self, embedding: torch.Tensor, layers: Iterable[Layer]) -> Iterator[Layer]:
+        """Yield each layer with its projections int8, or bfloat16 where it takes that."""
+        residual = F.embedding(torch.from_numpy(self._batch.input_ids), embedding).float()  # (T, H)
+        for index, layer in enumerate(layers):
+            inputs: dict[str, torch.Tensor] = {}
+            output = self._run(layer, residual, inputs)
+            smooth = _smoothed(layer, inputs, self._architecture)
+            quantized: dict[str, Weight] = {}
+            for name in PROJECTIONS:
+                weight = getattr(smooth, name)
+                quantized[name] = quantize_weight(weight)
+                moved = self._run(replace(smooth, **{name: quantized[name]}), residual)
+                error = float((moved - output).norm() / (output - residual).norm())
+                if error > MAX_ERROR:
+                    quantized[name] = weight.bfloat16()
+                    self.kept[f"layers.{index}.{name}"] = error
+            residual = output
+            yield replace(smooth, **quantized)
+        if self.kept:
+            named = ", ".join(f"{name} ({error:.3f})" for name, error in self.kept.items())
+            logger.info("kept in bfloat16, where int8 would lose too much: %s", named)
+
+    def _run(
+        self, layer: Layer, residual: torch.Tensor, inputs: dict[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Return the layer's output (T, H) in float32; put what each projection reads in inputs."""
+        a = self._architecture
+        seen = {} if inputs is None else inputs
+        seen["qkv"] = kernels.add_norm(None, residual, layer.input_norm, a.rms_norm_eps)
+        heads = _project(seen["qkv"], layer.qkv).view(len(residual), -1, a.head_dim)
+        q, k, v = heads.split([a.num_heads, a.num_kv_heads, a.num_kv_heads], dim=1)
+        q = kernels.rotate(kernels.head_norm(q, layer.q_norm, a.rms_norm_eps), self._cos, self._sin)
+        k = kernels.rotate(kernels.head_norm(k, layer.k_norm, a.rms_norm_eps), self._cos, self._sin)
+        seen["o"] = sdpa_attention(q, k, v, self._segments).flatten(1)
+        middle = residual + _project(seen["o"], layer.o)
+        seen["gate_up"] = kernels.add_norm(None, middle, layer.post_attention_norm, a.rms_norm_eps)
+        seen["down"] = kernels.swiglu(_project(seen["gate_up"], layer.gate_up))
+        return middle + _project(seen["down"], layer.down)
+
+
+def quantize_folder(
+    folder: Path, architecture: Architecture, out: Path, *, source: str
+) -> dict[str, float]:
+    """Write the model in `folder` with int8 weights to the new folder `out`.
+
+    Returns the projections kept in bfloat16 and the errors that decided it. `source` names the
+    model in what is written. Raises ConfigError when `out` exists.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists already; give the name of a new folder")
+    quantizer = Quantizer(architecture, Tokenizer(folder))
+    weights = load_weights(
+        folder,
+        architecture,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        pack=quantizer.quantize,
+    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {
+        "quant_method": QUANT_METHOD,
+        "source_model": source,
+        "source_revision": content_hash(folder, architecture),
+    }
+    partial = out.with_name(out.name + ".partial")  # a folder under its own name is whole
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "1_Pooling").mkdir(parents=True)
+    save_file(_named_tensors(weights), partial / "model.safetensors")
+    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in SIDE_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, partial / name)
+    partial.rename(out)
+    return quantizer.kept
+
+
+def _named_tensors(weights: Weights) -> dict[str, torch.Tensor]:
+    """Return the tensors under a checkpoint's names, scales beside the int8 ones."""
+    named = {"embed_tokens.weight": weights.embedding, "norm.weight": weights.norm}
+    for index, layer in enumerate(weights.layers):
+        prefix = f"layers.{index}."
+        for projection in PROJECTIONS:
+            weight: Weight = getattr(layer, projection)
+            if isinstance(weight, QuantizedWeight):
+                named[prefix + projection + SCALE] = weight.scale
+                weight = weight.values
+            named[prefix + projection + ".weight"] = weight
+        named |= {
+            prefix + "input_layernorm.weight": layer.input_norm,
+            prefix + "post_attention_layernorm.weight": layer.post_attention_norm,
+            prefix + "self_attn.q_norm.weight": layer.q_norm,
+            prefix + "self_attn.k_norm.weight": layer.k_norm,
+        }
+    return {name: tensor.contiguous() for name, tensor in named.items()}
+
+
+def _project(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """Return what the projection computes, in float32, its roundings included."""
+    if isinstance(weight, torch.Tensor):
+        return F.linear(x, weight.float())
+    step = x.abs().amax(1, keepdim=True).div_(127).clamp_min_(1e-30)
+    return F.linear((x / step).round_().mul_(step), weight.to_float())
+
+
+def _smoothed(layer: Layer, inputs: dict[str, torch.Tensor], architecture: Architecture) -> Layer:
+    """Return the same layer, in float32, with large channels divided between the two sides."""
+    a = architecture
+    weights = {name: getattr(layer, name).float() for name in PROJECTIONS}
+    sizes = {name: inputs[name].square().mean(0).sqrt_() for name in PROJECTIONS}  # each (K,)
+    # Heads of a group read the same values, whose projection can take one factor back.
+    groups = (a.num_kv_heads, a.num_heads // a.num_kv_heads, a.head_dim)
+    shared = sizes["o"].view(groups).amax(1, keepdim=True).expand(groups)
+    factors = {
+        "qkv": _factors(sizes["qkv"], weights["qkv"]),
+        "gate_up": _factors(sizes["gate_up"], weights["gate_up"]),
+        "down": _factors(sizes["down"], weights["down"]),
+        "o": _factors(shared.flatten(), weights["o"], groups),
+    }
+    for name, factor in factors.items():
+        weights[name] = weights[name] * factor
+    of_values = factors["o"].view(groups)[:, 0].flatten()  # (Hk D,)
+    weights["qkv"][-len(of_values) :] /= of_values[:, None]
+    weights["gate_up"][-len(factors["down"]) :] /= factors["down"][:, None]
+    return replace(
+        layer,
+        **weights,
+        input_norm=layer.input_norm.float() / factors["qkv"],
+        post_attention_norm=layer.post_attention_norm.float() / factors["gate_up"],
+        q_norm=layer.q_norm.float(),
+        k_norm=layer.k_norm.float(),
+    )
+
+
+def _factors(
+    sizes: torch.Tensor, weight: torch.Tensor, groups: tuple[int, int, int] | None = None
+) -> torch.Tensor:
+    """Return the power of two (K,) by which each input's weights grow and its values shrink."""
+    reach = weight.abs().amax(0)
+    if groups is not None:
+        reach = reach.view(groups).amax(1, keepdim=True).expand(groups).flatten()
+    is_used = (sizes > 0) & (reach > 0)
+    exponents = torch.where(is_used, (sizes / reach).log2() / 2, 0.0)
+    return (exponents - exponents[is_used].median() * is_used).round_().exp2_()

@@ -1,0 +1,92 @@
+"""Parts of a batch on several threads: every text once, in its place, limits kept apart."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen3_embedding_integrations.core.packing import PackedBatch
+from qwen3_embedding_integrations.core.team import MIN_TOKENS, Team, share_out
+
+
+def batch_of(lengths: list[int], prefix_ids: tuple[int, ...] = ()) -> PackedBatch:
+    """Return a batch whose texts are told apart by their first token."""
+    return PackedBatch.pack([np.full(n, i, np.int32) for i, n in enumerate(lengths)], prefix_ids)
+
+
+class Recorder:
+    """A forward that answers with each text's first token, and remembers who asked for what."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int, int]] = []  # texts, tokens, torch's threads
+
+    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        self.calls.append((len(batch), batch.num_tokens, torch.get_num_threads()))
+        return torch.from_numpy(batch.input_ids[batch.cu_seqlens[:-1]].astype(np.float32))[:, None]
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 8))
+def test_every_text_is_in_one_part(lengths, num_parts):
+    """Each row is in exactly one part, and no part is longer than the mean by more than a text."""
+    parts = share_out(lengths, num_parts)
+    assert len(parts) == num_parts
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(lengths)))
+    tokens = [sum(lengths[row] for row in part) for part in parts]
+    assert max(tokens) <= sum(lengths) / num_parts + max(lengths)
+
+
+@pytest.mark.parametrize("num_members", [1, 2, 3, 5])
+def test_results_come_back_in_order(num_members):
+    """Whatever the number of members, row i of the result is text i's."""
+    lengths = np.random.default_rng(0).integers(20, 90, 60).tolist()
+    forward = Recorder()
+    result = Team(num_members).run(forward, batch_of(lengths, prefix_ids=(7, 8)))
+    assert result[:, 0].tolist() == list(range(60))
+    assert len(forward.calls) == num_members
+    assert sum(tokens for _, tokens, _ in forward.calls) == sum(lengths)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[400], [400, MIN_TOKENS - 1], [300, 100], [5] * 10],
+    ids=["one text", "a thin part", "uneven", "few tokens"],
+)
+def test_what_does_not_divide_is_one_forward(lengths):
+    """A batch that cannot be shared out evenly runs as one, with all cores."""
+    forward = Recorder()
+    result = Team(2).run(forward, batch_of(lengths))
+    assert result[:, 0].tolist() == list(range(len(lengths)))
+    assert [call[:2] for call in forward.calls] == [(len(lengths), sum(lengths))]
+
+
+def test_members_limit_themselves_alone():
+    """Members compute on their part of the cores; other threads keep torch's own setting."""
+    before = torch.get_num_threads()
+    forward = Recorder()
+    team = Team(2)
+    for _ in range(3):
+        team.run(forward, batch_of([100] * 8))
+    assert {threads for _, _, threads in forward.calls} == {1}
+    assert torch.get_num_threads() == before
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_an_error_in_a_part_reaches_the_caller():
+    """A member's failure is raised, and the team works on."""
+    team = Team(2)
+
+    def fail(batch: PackedBatch) -> torch.Tensor:
+        raise torch.OutOfMemoryError(f"{batch.num_tokens} tokens")
+
+    with pytest.raises(torch.OutOfMemoryError, match="200 tokens"):
+        team.run(fail, batch_of([100] * 4))
+    assert team.run(Recorder(), batch_of([100] * 4))[:, 0].tolist() == [0, 1, 2, 3]

@@ -6,7 +6,14 @@ import asyncio
 from typing import Any, Literal
 
 from .contract import Encoder
-from .core.config import DEFAULT_MODEL, MAX_LENGTH, AttentionBackend, DType, EncoderConfig
+from .core.config import (
+    DEFAULT_MODEL,
+    MAX_LENGTH,
+    AttentionBackend,
+    DType,
+    EncoderConfig,
+    Quantization,
+)
 from .core.prompts import WEB_SEARCH
 from .encoder import Qwen3Encoder
 from .errors import ConfigError, MissingDependencyError
@@ -41,6 +48,7 @@ class Qwen3Embedding(BaseEmbedding):
     revision: str | None = Field(default=None, description="Branch, tag or commit.")
     device: str = Field(default="auto", description="'auto', 'cpu', 'mps' or 'cuda:N'.")
     dtype: DType = Field(default="auto", description="Number format of the weights.")
+    quantization: Quantization | None = Field(default=None, description="'int8', on a CPU.")
     attention: AttentionBackend = Field(default="auto", description="Attention backend.")
     max_batch_tokens: int | Literal["auto"] = Field(
         default="auto", description="Tokens of one forward at most."

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 Texts = Sequence[Sequence[int]]
 TORCH = ("torch==2.13.0", "transformers==5.23.0", "tokenizers==0.23.3", "numpy==2.4.6")
-# <|endoftext|>. Causal attention never sees what stands behind a text's last token: on the right
-# any id pads, so an engine without a mask is exact too.
-PAD_ID = 151643
+# Causal attention never sees what stands behind a text's last token: on the right any id pads, so
+# an engine without a mask is exact too. This one is in every vocabulary.
+PAD_ID = 0
 
 
 class Engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,18 @@ def test_wrong_options_are_refused(options: list[str], message: str):
     """What cannot be measured is refused before anything is made, with what is allowed."""
     with pytest.raises(ConfigError, match=message):
         CliRunner().invoke(app, ["bench", *options], catch_exceptions=False)
+
+
+def test_without_matplotlib_nothing_is_measured():
+    """The extra is named at once, not after an hour."""
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; sys.argv = ['qwen3-embedding', 'bench']\n"
+        "from qwen3_embedding_integrations.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "qwen3-embedding-integrations[bench]" in " ".join(done.stderr.split())
 
 
 def test_the_workload_is_the_protocols(small_checkpoint: Path):

@@ -21,6 +21,8 @@ DOCUMENTED = {
     "EncoderStats",
     "Qwen3Encoder",
     "shared_encoder",
+    "quantize_model",
+    "QuantizedModel",
     "EmbeddingContract",
     "Encoder",
     "Qwen3EmbeddingError",

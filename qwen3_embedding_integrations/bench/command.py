@@ -11,43 +11,43 @@ import typer
 
 from ..errors import ConfigError
 
-Names = Annotated[str, typer.Option(help="Separated by commas.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", help="random (the 0.6B shape), tiny, a folder or a hub id.")
+]
+ModesOption = Annotated[
+    str, typer.Option(help="Ours, with commas; peers take part in those of theirs that are alike.")
+]
+AgainstOption = Annotated[
+    str,
+    typer.Option(
+        help="Peers, with commas: sentence-transformers, onnxruntime, openvino, llama-cpp. pip "
+        "installs each in an environment of its own."
+    ),
+]
+TextsOption = Annotated[int, typer.Option(help="Documents, of 3 to 1,024 tokens.")]
+RoundsOption = Annotated[int, typer.Option(help="Alternating; the medians count.")]
+QueriesOption = Annotated[int, typer.Option(help="Single queries in each round.")]
+LengthsOption = Annotated[
+    str, typer.Option(help="Ours is measured on these apart; default: 1 to 8,192 tokens.")
+]
+OutOption = Annotated[Path, typer.Option(help="Folder of bench-cpu.json, .svg and .png.")]
+WorkOption = Annotated[
+    Path | None, typer.Option(help="Keeps models and peers; default: removed at the end.")
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu; others are not measured yet.")]
 
 
 def bench(
-    model: Annotated[
-        str, typer.Option(help="random (the 0.6B shape), tiny, a folder, a hub id.")
-    ] = "random",
-    modes: Annotated[
-        str, typer.Option(help="Among int8,bfloat16,float32; peers take part in those they have.")
-    ] = "int8,bfloat16,float32",
-    against: Annotated[
-        str,
-        typer.Option(
-            help="Among sentence-transformers,onnxruntime,openvino,"
-            "llama-cpp; pip installs each in an environment of its own."
-        ),
-    ] = "",
-    texts: Annotated[int, typer.Option(help="Documents, of 3 to 1,024 tokens.")] = 96,
-    rounds: Annotated[int, typer.Option(help="Alternating; the medians count.")] = 3,
-    queries: Annotated[int, typer.Option(help="Single queries in each round.")] = 20,
-    lengths: Annotated[
-        str,
-        typer.Option(
-            help="Tokens of the texts that ours is measured on apart; default 1 to 8,192."
-        ),
-    ] = "",
-    out: Annotated[Path, typer.Option(help="Folder of bench-cpu.json, .svg and .png.")] = Path(
-        "benchmarks/results"
-    ),
-    work_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Kept: the random model, the peers, what "
-            "they made of a model. Default: removed at the end."
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu; others are not measured yet.")] = "cpu",
+    model: ModelOption = "random",
+    modes: ModesOption = "int8,bfloat16,float32",
+    against: AgainstOption = "",
+    texts: TextsOption = 96,
+    rounds: RoundsOption = 3,
+    queries: QueriesOption = 20,
+    lengths: LengthsOption = "",
+    out: OutOption = Path("benchmarks/results"),
+    work_dir: WorkOption = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Measure this machine's throughput and latency, beside other engines in the same run."""
     from rich.console import Console
@@ -70,8 +70,8 @@ def bench(
         work_dir=work_dir,
     )
     console = Console()
+    command = shlex.join(["qwen3-embedding", *sys.argv[1:]])
     with Console(stderr=True).status("") as status:
-        command = shlex.join(["qwen3-embedding", *sys.argv[1:]])
         result = run_bench(options, command, lambda step: status.update(Text(step)))
     for table in make_tables(result):
         console.print(table)

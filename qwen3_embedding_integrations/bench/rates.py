@@ -19,7 +19,7 @@ WIDTH_IN, WIDTH_OUT = 1024, 3072  # of the measured products: the 0.6B model's M
 ROWS = (1, 16, 128, 1024)
 BUFFER_BYTES = 440_000_000  # the 0.6B model's matrices in int8
 # The best try counts, what the machine can do; tries are short, to fit between others' turns on it.
-TRIES_S, TRY_S = 0.25, 0.005
+TRIES_S, TRY_S = 0.15, 0.005
 
 Product = Callable[[], torch.Tensor]
 

@@ -171,7 +171,7 @@ def count_matrix_parameters(architecture: Architecture) -> int:
 
 
 def best_rates(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the best of each rate, and all rounds: others at work lower a rate, nothing raises it."""
+    """Return the best of each rate, and all rounds: others' work lowers a rate, never lifts it."""
     products = {
         dtype: {rows: max(one["gemm_gflops"][dtype][rows] for one in rounds) for rows in rates}
         for dtype, rates in rounds[0]["gemm_gflops"].items()

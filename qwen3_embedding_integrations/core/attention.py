@@ -155,8 +155,9 @@ def blocked_attention(
     if segments.max_k < MIN_BLOCKED_KEYS:
         return sdpa_attention(q, k, v, segments)
     num_groups = q.shape[1] // k.shape[1]
-    q_heads = _by_kv_head(q * q.shape[-1] ** -0.5, num_groups)  # (Hk, Tq, groups, D)
-    k_heads, v_heads = _by_kv_head(k, 1).squeeze(2), _by_kv_head(v, 1).squeeze(2)  # (Hk, Tk, D)
+    q_heads = _by_kv_head(q, num_groups)  # (Hk, Tq, groups, D)
+    k_heads = _by_kv_head(k, 1, scale=q.shape[-1] ** -0.5).squeeze(2)  # (Hk, Tk, D)
+    v_heads = _by_kv_head(v, 1).squeeze(2)  # (Hk, Tk, D)
     # Row i * groups + g of a block is query i: the keys of the block after the i-th are hidden.
     hidden = torch.full((QUERY_BLOCK, QUERY_BLOCK), float("-inf")).triu_(1)
     hidden = hidden.repeat_interleave(num_groups, dim=0)
@@ -182,10 +183,10 @@ def blocked_attention(
     return out
 
 
-def _by_kv_head(x: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """Return x (T, heads, D) as (heads / groups, T, groups, D) bfloat16: each head in one piece."""
+def _by_kv_head(x: torch.Tensor, num_groups: int, *, scale: float = 1.0) -> torch.Tensor:
+    """Return scale * x (T, heads, D) as (heads / groups, T, groups, D) bfloat16, head by head."""
     heads = x.unflatten(1, (-1, num_groups)).transpose(0, 1)
-    return torch.empty(heads.shape, dtype=torch.bfloat16).copy_(heads)
+    return torch.mul(heads, scale, out=torch.empty(heads.shape, dtype=torch.bfloat16))
 
 
 def _sdpa(

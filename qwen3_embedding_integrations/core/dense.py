@@ -14,8 +14,11 @@ from .checkpoint import Architecture
 from .linear import Linear, Rows, Weight, select_outputs
 from .weights import Layer
 
-# Rows of a block on a CPU: its activations, 25 KB a row for the 0.6B model, stay in the cache.
-BLOCK_ROWS = 256
+# On a CPU a product reads its weights once for each panel of rows, and what stands between two
+# products runs block by block, on values that are still in a core's cache. Measured on one Zen 5
+# core (1 MB): panels of 256 rows in blocks of 128 are 5 % faster than either size for both.
+PANEL_ROWS = 256
+BLOCK_ROWS = 128
 
 
 class Projected(NamedTuple):
@@ -156,27 +159,38 @@ class CpuDense:
         linear = layer.qkv.opened()
         turned = residual.new_empty(len(residual), num_turned, a.head_dim)
         v = residual.new_empty(len(residual), a.num_kv_heads, a.head_dim)
-        for rows in _blocks(len(residual)):
-            values, scale = linear(self._normed(residual[rows], layer.input_norm))
-            heads = values.view(len(values), -1, a.head_dim)
-            scale = None if scale is None else scale[:, :, None]
-            own, block = heads[:, :num_turned], turned[rows]
-            torch.mul(own, self._inverse_norm(own, scale), out=block).mul_(layer.qk_norm)
-            torch.view_as_complex(block.view(*own.shape[:2], -1, 2)).mul_(angles[rows])
-            if scale is None:
-                v[rows] = heads[:, num_turned:]
-            else:
-                torch.mul(heads[:, num_turned:], scale, out=v[rows])
+        for panel in _blocks(0, len(residual), PANEL_ROWS):
+            blocks = list(_blocks(panel.start, panel.stop, BLOCK_ROWS))
+            taken = [linear.take(self._normed(residual[rows], layer.input_norm)) for rows in blocks]
+            y = linear(Rows.join(taken))
+            for rows in blocks:
+                values, scale = y.part(slice(rows.start - panel.start, rows.stop - panel.start))
+                heads = values.view(len(values), -1, a.head_dim)
+                scale = None if scale is None else scale[:, :, None]
+                own, block = heads[:, :num_turned], turned[rows]
+                torch.mul(own, self._inverse_norm(own, scale), out=block).mul_(layer.qk_norm)
+                torch.view_as_complex(block.view(*own.shape[:2], -1, 2)).mul_(angles[rows])
+                if scale is None:
+                    v[rows] = heads[:, num_turned:]
+                else:
+                    torch.mul(heads[:, num_turned:], scale, out=v[rows])
         return Projected(turned[:, : a.num_heads], turned[:, a.num_heads :], v)
 
     def finish(self, layer: CpuLayer, attended: torch.Tensor, residual: torch.Tensor) -> None:
         o, gate_up, down = layer.o.opened(), layer.gate_up.opened(), layer.down.opened()
         attended = attended.flatten(1)
-        for rows in _blocks(len(residual)):
-            block = residual[rows]
-            _add(block, o(Rows(attended[rows])))
-            hidden = gate_up(self._normed(block, layer.post_attention_norm))
-            _add(block, down(_swiglu(hidden)))
+        for panel in _blocks(0, len(residual), PANEL_ROWS):
+            own, read = residual[panel], attended[panel]
+            blocks = list(_blocks(0, len(own), BLOCK_ROWS))
+            y = o(Rows.join([o.take(Rows(read[rows])) for rows in blocks]))
+            normed: list[Rows] = []
+            for rows in blocks:
+                _add(own[rows], y.part(rows))
+                normed.append(gate_up.take(self._normed(own[rows], layer.post_attention_norm)))
+            hidden = gate_up(Rows.join(normed))
+            y = down(Rows.join([down.take(_swiglu(hidden.part(rows))) for rows in blocks]))
+            for rows in blocks:
+                _add(own[rows], y.part(rows))
 
     def norm(
         self, x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor
@@ -229,9 +243,9 @@ def _add(residual: torch.Tensor, x: Rows) -> None:
         residual.addcmul_(x.values, x.scale)
 
 
-def _blocks(num_rows: int) -> Iterator[slice]:
-    """Yield blocks of nearly equal size, none above BLOCK_ROWS."""
-    num_blocks = -(-num_rows // BLOCK_ROWS)
-    size = -(-num_rows // num_blocks)
-    for start in range(0, num_rows, size):
-        yield slice(start, min(start + size, num_rows))
+def _blocks(start: int, stop: int, max_rows: int) -> Iterator[slice]:
+    """Yield blocks of nearly equal size, none above `max_rows`."""
+    num_blocks = -(-(stop - start) // max_rows)
+    size = -(-(stop - start) // num_blocks)
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))

@@ -17,14 +17,34 @@ class Rows(NamedTuple):
     would cost a pass over all values.
     """
 
-    values: torch.Tensor  # (T, K) float32
+    values: torch.Tensor  # (T, K)
     scale: torch.Tensor | None = None  # (T, 1) float32; None is 1
+
+    def part(self, rows: slice) -> Rows:
+        """Return some of the rows, as views."""
+        return Rows(self.values[rows], None if self.scale is None else self.scale[rows])
+
+    @classmethod
+    def join(cls, parts: list[Rows]) -> Rows:
+        """Return the rows of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        scales = [part.scale for part in parts if part.scale is not None]
+        values = torch.cat([part.values for part in parts])
+        return cls(values, torch.cat(scales) if scales else None)
 
 
 class Linear(Protocol):
-    """Computes `x @ weight.T`; may overwrite the values of x."""
+    """Computes `x @ weight.T` in two steps: the first goes with what made x, few rows at a time."""
 
-    def __call__(self, x: Rows) -> Rows: ...
+    def take(self, x: Rows) -> Rows:
+        """Return x, float32, in the form the product reads; may overwrite its values."""
+        ...
+
+    def __call__(self, taken: Rows) -> Rows:
+        """Return the product of what `take` returned, in float32."""
+        ...
+
     def opened(self) -> Linear:
         """Return what to call for many blocks of one forward."""
         ...
@@ -42,10 +62,12 @@ class PackedLinear:
         self._dtype = weight.dtype
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
-    def __call__(self, x: Rows) -> Rows:
-        values = x.values.to(self._dtype)
-        y = torch.ops.mkldnn._linear_pointwise(values, self._weight, None, "none", [], "")
-        return Rows(y.float(), x.scale)
+    def take(self, x: Rows) -> Rows:
+        return Rows(x.values.to(self._dtype), x.scale)
+
+    def __call__(self, taken: Rows) -> Rows:
+        y = torch.ops.mkldnn._linear_pointwise(taken.values, self._weight, None, "none", [], "")
+        return Rows(y.float(), taken.scale)
 
     def opened(self) -> PackedLinear:
         return self
@@ -61,8 +83,11 @@ class WidenedLinear:
     def __init__(self, weight: torch.Tensor) -> None:
         self._weight = weight
 
-    def __call__(self, x: Rows) -> Rows:
-        return Rows(F.linear(x.values, self._weight.float()), x.scale)
+    def take(self, x: Rows) -> Rows:
+        return x
+
+    def __call__(self, taken: Rows) -> Rows:
+        return Rows(F.linear(taken.values, self._weight.float()), taken.scale)
 
     def opened(self) -> WidenedLinear:
         return WidenedLinear(self._weight.float())
@@ -82,15 +107,20 @@ class Int8Linear:
         self._zero_points = torch.zeros(len(weight.scale), dtype=torch.int64)
         self._weight = torch.ops.onednn.qlinear_prepack(weight.values.contiguous(), None)
 
-    def __call__(self, x: Rows) -> Rows:
+    def take(self, x: Rows) -> Rows:
         values, scale = x
         peak = values.abs().amax(1, keepdim=True)
         # A row of zeros divides by zero; its scale of zero makes zeros of whatever comes out.
         levels = values.mul_(self._levels / peak).round_().to(torch.int8)
         # oneDNN's fast products take unsigned activations: -127 … 127 becomes 1 … 255.
         levels = levels.view(torch.uint8).add_(self._zero_point)
-        y = _int8_product(levels, self._zero_point, self._weight, self._scale, self._zero_points)
-        return Rows(y, peak if scale is None else peak.mul_(scale))
+        return Rows(levels, peak if scale is None else peak.mul_(scale))
+
+    def __call__(self, taken: Rows) -> Rows:
+        y = _int8_product(
+            taken.values, self._zero_point, self._weight, self._scale, self._zero_points
+        )
+        return Rows(y, taken.scale)
 
     def opened(self) -> Int8Linear:
         return self

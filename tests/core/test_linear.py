@@ -33,7 +33,7 @@ def operands(num_rows: int, *, outputs: int = 96, inputs: int = 80) -> tuple[tor
 
 
 def applied(linear, x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    y = linear(Rows(x.clone(), scale))
+    y = linear(linear.take(Rows(x.clone(), scale)))
     assert y.values.dtype == torch.float32
     return y.values if y.scale is None else y.values * y.scale
 
@@ -136,7 +136,8 @@ import torch
 from qwen3_embedding_integrations.core.linear import Int8Linear, Rows, quantize_weight
 x, weight = torch.ones(16, 256), torch.ones(64, 256)
 x[::2] = -1
-y = Int8Linear(quantize_weight(weight))(Rows(x.clone()))
+linear = Int8Linear(quantize_weight(weight))
+y = linear(linear.take(Rows(x.clone())))
 print(float((y.values * y.scale - x @ weight.T).abs().max()))
 """
 

@@ -213,33 +213,9 @@ class LlamaCpp(Engine):
     @staticmethod
     def convert(model: Path, folder: Path, form: str) -> None:
         """Write model.gguf: matrices in the form, norms as float32, no tokenizer."""
-        gguf, config = product("gguf"), read_config(model)
-        writer = gguf.GGUFWriter(folder / "model.gguf", "qwen3", use_temp_file=True)
-        fields = "block_count context_length embedding_length feed_forward_length head_count "
-        fields += "head_count_kv key_length value_length layer_norm_rms_eps vocab_size"
-        source = "num_hidden_layers max_position_embeddings hidden_size intermediate_size "
-        source += (
-            "num_attention_heads num_key_value_heads head_dim head_dim rms_norm_eps vocab_size"
-        )
-        for field, key in zip(fields.split(), source.split(), strict=True):
-            getattr(writer, f"add_{field}")(config[key])
-        writer.add_rope_freq_base(config["rope_theta"])
-        writer.add_tokenizer_model("none")
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config["num_hidden_layers"])
-        for path in sorted(model.glob("*.safetensors")):
-            for key, tensor in gguf.utility.SafetensorsLocal(path).tensors.items():
-                if tensor.dtype != "BF16":
-                    raise ValueError(f"{path}: {key} is {tensor.dtype}; only BF16 is read")
-                # numpy has no bfloat16: it is the upper half of a float32.
-                bits = tensor.mmap_bytes().view(np.uint16).astype(np.uint32) << 16
-                array = bits.view(np.float32).reshape(tensor.shape)
-                name = names.get_name("model." + key.removeprefix("model."), (".weight",))
-                kind = gguf.GGMLQuantizationType["F32" if array.ndim == 1 else form.upper()]
-                writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        script = ["-P", str(Path(__file__).with_name("gguf_file.py"))]
+        command = [sys.executable, *script, str(model), str(folder / "model.gguf"), form]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
     def prepare(self, texts: Texts, batch_size: int) -> None:
         """Build the context anew where this one lacks sequences, or tokens in each of them."""
@@ -281,12 +257,9 @@ class LlamaCpp(Engine):
         return np.array([np.ctypeslib.as_array(row, (self.width,)) for row in rows])
 
 
-PEERS: dict[str, type[Engine]] = {
-    "sentence-transformers": SentenceTransformers,
-    "onnxruntime": OnnxRuntime,
-    "openvino": OpenVino,
-    "llama-cpp": LlamaCpp,
-}
+ENGINES: tuple[type[Engine], ...] = (SentenceTransformers, OnnxRuntime, OpenVino, LlamaCpp)
+NAMES = ("sentence-transformers", "onnxruntime", "openvino", "llama-cpp")
+PEERS = dict(zip(NAMES, ENGINES, strict=True))
 
 
 def make(name: str, model: Path, folder: Path, form: str) -> None:

@@ -259,7 +259,7 @@ class LlamaCpp(Engine):
 
 ENGINES: tuple[type[Engine], ...] = (SentenceTransformers, OnnxRuntime, OpenVino, LlamaCpp)
 NAMES = ("sentence-transformers", "onnxruntime", "openvino", "llama-cpp")
-PEERS = dict(zip(NAMES, ENGINES, strict=True))
+PEERS: dict[str, type[Engine]] = dict(zip(NAMES, ENGINES, strict=True))
 
 
 def make(name: str, model: Path, folder: Path, form: str) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from qwen3_embedding_integrations import ContractMismatchError, Qwen3Encoder
 from qwen3_embedding_integrations.cli import app
+from qwen3_embedding_integrations.core.linear import has_packed_products
 
 HELP = "# Password\n\nForgot your password? We send a link that works once.\n"
 LAW = "出租人出卖租赁房屋的，承租人享有以同等条件优先购买的权利。\n"
@@ -160,3 +161,27 @@ def test_demo() -> None:
     assert done.returncode == 0, done.stderr
     for door in ("Chroma", "LangChain", "LlamaIndex", "Qdrant"):
         assert done.stdout.count(f"{door} ✓") == 5, done.stdout
+
+
+@pytest.mark.skipif(not has_packed_products(), reason="int8 needs x86 and oneDNN")
+def test_quantize_then_encode(tmp_path: Path) -> None:
+    """quantize writes a model that encode takes, and names what it left in bfloat16."""
+    folder = tmp_path / "tiny-int8"
+    written = run("quantize", "tiny", folder)
+    assert written.returncode == 0, written.stderr
+    assert "--model" in written.stdout
+    assert "kept in bfloat16: layers.0.qkv" in written.stdout, written.stdout
+    arguments = {
+        "folder": ["--model", folder],
+        "flag": ["--model", "tiny", "--quantization", "int8"],
+    }
+    vectors = {}
+    for name, options in arguments.items():
+        done = run("encode", *options, "--output", tmp_path / f"{name}.npy", stdin=LAW + HELP)
+        assert done.returncode == 0, done.stderr
+        vectors[name] = np.load(tmp_path / f"{name}.npy")
+    assert np.array_equal(vectors["folder"], vectors["flag"])
+
+    again = run("quantize", "tiny", folder)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr

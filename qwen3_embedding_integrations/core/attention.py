@@ -14,6 +14,7 @@ from ..errors import ConfigError
 
 FLASH_CAPABILITY = (8, 0)  # FlashAttention 2 needs an Ampere card or newer
 QUERY_BLOCK = 128  # queries whose scores are computed together on a CPU
+MAX_SCORES = 4_000_000  # at a time, 16 MB in float32: of a long text a few heads, one after another
 MIN_BLOCKED_KEYS = 48  # below, one call for all is faster than five small operations
 
 
@@ -170,17 +171,34 @@ def blocked_attention(
         for text in range(run.num_texts):
             first_row = run.q_start + text * run.q_length
             first_key = run.k_start + text * run.k_length
-            for start in range(0, run.q_length, QUERY_BLOCK):
-                size = min(QUERY_BLOCK, run.q_length - start)
-                num_seen = run.k_length - run.q_length + start + size
-                rows = slice(first_row + start, first_row + start + size)
-                keys = slice(first_key, first_key + num_seen)
-                scores = torch.bmm(q_heads[:, rows].flatten(1, 2), k_heads[:, keys].mT).float()
-                scores[..., -size:] += hidden[: size * num_groups, :size]
-                weights = scores.softmax(-1).bfloat16()  # (Hk, size * groups, seen)
-                attended = torch.bmm(weights, v_heads[:, keys])
-                out_heads[:, rows] = attended.unflatten(1, (size, num_groups))
+            rows = slice(first_row, first_row + run.q_length)
+            keys = slice(first_key, first_key + run.k_length)
+            size = min(QUERY_BLOCK, run.q_length) * num_groups * run.k_length
+            num_heads = max(1, MAX_SCORES // size)
+            for head in range(0, k.shape[1], num_heads):
+                some = slice(head, head + num_heads)
+                q_some, k_some, v_some = (
+                    q_heads[some, rows],
+                    k_heads[some, keys],
+                    v_heads[some, keys],
+                )
+                _attend(q_some, k_some, v_some, hidden, out_heads[some, rows])
     return out
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Write the attention of one text, q (heads, Lq, groups, D), k and v (heads, Lk, D)."""
+    num_queries, num_groups = q.shape[1:3]
+    for start in range(0, num_queries, QUERY_BLOCK):
+        rows = slice(start, min(start + QUERY_BLOCK, num_queries))
+        size = rows.stop - start
+        num_seen = k.shape[1] - num_queries + rows.stop
+        scores = torch.bmm(q[:, rows].flatten(1, 2), k[:, :num_seen].mT).float()
+        scores[..., -size:] += hidden[: size * num_groups, :size]
+        weights = scores.softmax(-1).bfloat16()  # (heads, size * groups, num_seen)
+        out[:, rows] = torch.bmm(weights, v[:, :num_seen]).unflatten(1, (size, num_groups))
 
 
 def _by_kv_head(x: torch.Tensor, num_groups: int, *, scale: float = 1.0) -> torch.Tensor:

@@ -177,7 +177,7 @@ def test_quantize_then_encode(tmp_path: Path) -> None:
     }
     vectors = {}
     for name, options in arguments.items():
-        done = run("encode", *options, "--output", tmp_path / f"{name}.npy", stdin=LAW + HELP)
+        done = run("encode", *options, "--output", tmp_path / f"{name}.npy", stdin=LAW + ROWS)
         assert done.returncode == 0, done.stderr
         vectors[name] = np.load(tmp_path / f"{name}.npy")
     assert np.array_equal(vectors["folder"], vectors["flag"])

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 
 FLASH_CAPABILITY = (8, 0)  # FlashAttention 2 needs an Ampere card or newer
 QUERY_BLOCK = 128  # queries whose scores are computed together on a CPU
-MAX_SCORES = 4_000_000  # at a time, 16 MB in float32: of a long text a few heads, one after another
+MAX_SCORES = 2_000_000  # at a time, 8 MB in float32: of a long text a few heads, one after another
 MIN_BLOCKED_KEYS = 48  # below, one call for all is faster than five small operations
 
 

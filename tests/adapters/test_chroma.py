@@ -128,6 +128,7 @@ def test_every_option_but_the_machines_survives_the_round_trip() -> None:
         "model": "tiny",
         "revision": "97b0c614",
         "dtype": "float32",
+        "quantization": "int8",
         "dimensions": 64,
         "instruction": "Find the help article that answers the question",
         "max_length": 77,

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,26 +34,25 @@ TORCH = ("torch==2.13.0", "transformers==5.23.0", "tokenizers==0.23.3", "numpy==
 PAD_ID = 0
 
 
-class Engine:
+class Engine(ABC):
     """One peer: converted once into a folder, loaded from there, then fed batches."""
 
     requirements: ClassVar[tuple[str, ...]]  # the product first
     modes: ClassVar[dict[str, str | None]]  # and the form convert() makes for each; None: none
 
-    def __init__(self, model: Path, made: Path, mode: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __init__(self, model: Path, made: Path, mode: str) -> None: ...
 
     @staticmethod
-    def convert(model: Path, folder: Path, form: str) -> None:
-        """Write into the empty folder what is loaded of the model."""
-        raise NotImplementedError
+    def convert(model: Path, folder: Path, form: str) -> None:  # noqa: B027  # a hook
+        """Write into the empty folder what is loaded; nothing where that is the model itself."""
 
-    def prepare(self, texts: Texts, batch_size: int) -> None:
+    def prepare(self, texts: Texts, batch_size: int) -> None:  # noqa: B027  # a hook
         """Make room for these batches; not counted, as a server does it once."""
 
+    @abstractmethod
     def embed(self, batch: Texts) -> NDArray[Any]:
         """Return the hidden state of each text's last token, (B, H); the longest comes first."""
-        raise NotImplementedError
 
 
 def product(name: str) -> Any:

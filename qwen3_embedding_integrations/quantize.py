@@ -52,7 +52,7 @@ def quantize(
         str | None, typer.Option(help="Branch, tag or commit of a hub model.")
     ] = None,
 ) -> None:
-    """Write a model with int8 weights, for CPUs: twice the speed, half the memory of bfloat16."""
+    """Write a model with int8 weights, for CPUs: faster than bfloat16, half its memory."""
     from rich.console import Console
 
     written = quantize_model(model, out, revision=revision)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..core.linear import int8_product
+
 WIDTH_IN, WIDTH_OUT = 1024, 3072  # of the measured products: the 0.6B model's MLP
 ROWS = (1, 16, 128, 1024)
 BUFFER_BYTES = 440_000_000  # the 0.6B model's matrices in int8
@@ -61,10 +63,7 @@ def _int8_products(rows: int) -> list[Product]:
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
 
     def prepacked() -> torch.Tensor:
-        return torch.ops.onednn.qlinear_pointwise(
-            levels, 1.0, 128, packed, scales, zeros,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
+        return int8_product(levels, 128, packed, scales, zeros)
 
     return [lambda: torch.ops.aten._int_mm(x, columns), prepacked]
 

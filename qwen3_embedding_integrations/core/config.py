@@ -41,7 +41,7 @@ class EngineConfig:
     dtype: DType = "auto"
     """"auto" is bfloat16 where the device computes fast in it, else float32."""
     quantization: Quantization | None = None
-    """"int8" multiplies in int8 on a CPU: about twice bfloat16's speed, half its memory."""
+    """"int8" multiplies in int8 on a CPU: faster than bfloat16, half its memory."""
     attention: AttentionBackend = "auto"
     """"auto" takes the best the device has: "flash", "efficient" or "sdpa"."""
     max_batch_tokens: int | Literal["auto"] = "auto"

@@ -117,7 +117,7 @@ class Int8Linear:
         return Rows(levels, peak if scale is None else peak.mul_(scale))
 
     def __call__(self, taken: Rows) -> Rows:
-        y = _int8_product(
+        y = int8_product(
             taken.values, self._zero_point, self._weight, self._scale, self._zero_points
         )
         return Rows(y, taken.scale)
@@ -164,20 +164,25 @@ def _activation_levels() -> int:
     """
     x = torch.full((16, 64), 255, dtype=torch.uint8)
     weight = torch.full((16, 64), 127, dtype=torch.int8)
-    y = _int8_product(
+    y = int8_product(
         x, 128, torch.ops.onednn.qlinear_prepack(weight, None),
         torch.ones(16), torch.zeros(16, dtype=torch.int64),
     )  # fmt: skip
     return 127 if bool((y == 127 * 127 * 64).all()) else 63
 
 
-def _int8_product(
+def int8_product(
     x: torch.Tensor,
     zero_point: int,
     weight: torch.Tensor,
     scale: torch.Tensor,
     zero_points: torch.Tensor,
 ) -> torch.Tensor:
+    """Return (x - zero_point) @ weight.T * scale, (T, N) float32.
+
+    x (T, K) uint8, the weight as `qlinear_prepack` made it of (N, K) int8, scale (N,) float32,
+    zero_points (N,) int64 zeros.
+    """
     return torch.ops.onednn.qlinear_pointwise(
         x, 1.0, zero_point, weight, scale, zero_points,
         None, 1.0, 0, torch.float32, "none", [], "",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +37,7 @@ from .linear import (
 )
 from .model import Qwen3Model
 from .quantization import Quantizer
-from .team import Team
+from .team import Team, on_fresh_thread
 from .tokenizer import Tokenizer
 from .weights import Layer, load_weights
 
@@ -79,8 +78,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     # of these than cores, OpenMP puts its threads to sleep between operations, and waking them
     # doubles the time of a query. And in a forked child the caller may stand in a team whose other
     # threads stayed behind, and would wait for them for ever.
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="qwen3-load") as thread:
-        return thread.submit(_load_model, config).result()
+    return on_fresh_thread(lambda: _load_model(config))
 
 
 def _load_model(config: EngineConfig) -> LoadedModel:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +79,7 @@ class Quantizer:
                 quantized[name] = quantize_weight(weight)
                 moved = self._run(replace(smooth, **{name: quantized[name]}), residual)
                 error = float((moved - output).norm() / (output - residual).norm())
-                if error > MAX_ERROR:
+                if not error <= MAX_ERROR:  # NaN too: what cannot be judged is not rounded
                     quantized[name] = weight.bfloat16()
                     self.kept[f"layers.{index}.{name}"] = error
             residual = output
@@ -129,15 +130,17 @@ def quantize_folder(
         "source_model": source,
         "source_revision": content_hash(folder, architecture),
     }
-    partial = out.with_name(out.name + ".partial")  # a folder under its own name is whole
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "1_Pooling").mkdir(parents=True)
-    save_file(_named_tensors(weights), partial / "model.safetensors")
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in SIDE_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, partial / name)
-    partial.rename(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
+        partial = Path(temporary) / out.name  # a folder under its own name is whole
+        partial.mkdir()
+        save_file(_named_tensors(weights), partial / "model.safetensors")
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name in SIDE_FILES:
+            if (folder / name).is_file():
+                (partial / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(folder / name, partial / name)
+        partial.rename(out)
     return quantizer.kept
 
 
@@ -206,5 +209,7 @@ def _factors(
     if groups is not None:
         reach = reach.view(groups).amax(1, keepdim=True).expand(groups).flatten()
     is_used = (sizes > 0) & (reach > 0)
+    if not is_used.any():  # nothing but zeros on one side, as an ablated projection has
+        return torch.ones_like(sizes)
     exponents = torch.where(is_used, (sizes / reach).log2() / 2, 0.0)
     return (exponents - exponents[is_used].median() * is_used).round_().exp2_()

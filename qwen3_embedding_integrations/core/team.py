@@ -1,10 +1,17 @@
-"""A batch's texts shared out among threads, each computing by itself on its part of the cores."""
+"""Threads that compute: a batch's texts shared out among several, or one that is used once.
+
+Not ThreadPoolExecutor's: those take no more work once the main thread has ended, though a script's
+other threads may still be encoding.
+"""
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +21,9 @@ from .packing import PackedBatch
 MAX_MEMBERS = 16  # more threads would wait for Python's lock; each takes several cores instead
 MIN_TOKENS = 32  # of a member's part; below, the products are too thin to share
 MAX_IMBALANCE = 1.3  # largest part over the mean part; above, all cores on one forward are faster
+
+T = TypeVar("T")
+_Task = tuple[Future[Any], Callable[[], Any]]
 
 
 class Team:
@@ -28,45 +38,72 @@ class Team:
     def __init__(self, num_threads: int) -> None:
         self.num_members = min(num_threads, MAX_MEMBERS)
         self._num_threads = num_threads
-        self._pool: ThreadPoolExecutor | None = None
+        self._tasks: SimpleQueue[_Task | None] | None = None  # once the members have started
 
     def run(
         self, forward: Callable[[PackedBatch], torch.Tensor], batch: PackedBatch
     ) -> torch.Tensor:
         """Return forward(batch), (B, H), computed part by part where that is faster."""
-        parts = share_out(batch.lengths.tolist(), self.num_members)
-        tokens = [sum(batch.lengths[rows].tolist()) for rows in parts]
+        lengths = batch.lengths
+        parts = share_out(lengths.tolist(), self.num_members)
+        tokens = [int(lengths[rows].sum()) for rows in parts]
         is_even = max(tokens) * self.num_members <= MAX_IMBALANCE * sum(tokens)
         if self.num_members == 1 or min(tokens) < MIN_TOKENS or not is_even:
             return forward(batch)
-        batches = [batch.select(rows) for rows in parts]
-        results = list(self._started().map(forward, batches))
-        together = torch.cat(results)  # (B, H), part by part
+        if self._tasks is None:
+            self._tasks = self._start()
+        futures: list[Future[torch.Tensor]] = []
+        for rows in parts:
+            part, future = batch.select(rows), Future[torch.Tensor]()
+            self._tasks.put((future, lambda part=part: forward(part)))
+            futures.append(future)
+        wait(futures)  # all of them: a part that failed is tried again on idle cores
+        together = torch.cat([future.result() for future in futures])  # (B, H), part by part
         order = torch.from_numpy(np.argsort(np.concatenate(parts)))
         return together[order]
 
-    def _started(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            num_threads = torch.get_num_threads()
-            self._pool = ThreadPoolExecutor(
-                self.num_members,
-                thread_name_prefix="qwen3-member",
-                initializer=_use_threads,
-                initargs=(
-                    max(1, self._num_threads // self.num_members),
-                    threading.Barrier(self.num_members),
-                ),
-            )
-            list(self._pool.map(int, range(self.num_members)))  # all have started
-            torch.set_num_threads(num_threads)  # what new threads of others begin with
-        return self._pool
+    def _start(self) -> SimpleQueue[_Task | None]:
+        num_threads = torch.get_num_threads()
+        tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        limited = threading.Barrier(self.num_members + 1)
+        share = max(1, self._num_threads // self.num_members)
+        for _ in range(self.num_members):
+            threading.Thread(
+                target=_work, args=(tasks, share, limited), name="qwen3-member", daemon=True
+            ).start()
+        limited.wait()
+        torch.set_num_threads(num_threads)  # what new threads of others begin with
+        weakref.finalize(self, _dismiss, tasks, self.num_members).atexit = False
+        return tasks
 
 
-def _use_threads(num_threads: int, barrier: threading.Barrier) -> None:
-    """Limit torch's operations on this thread; wait until every member is here."""
+def on_fresh_thread(function: Callable[[], T]) -> T:
+    """Return function(), computed on a thread that ends with it."""
+    future = Future[T]()
+    threading.Thread(target=_answer, args=(future, function), daemon=True).start()
+    return future.result()
+
+
+def _work(tasks: SimpleQueue[_Task | None], num_threads: int, limited: threading.Barrier) -> None:
+    """Limit torch's operations on this thread, then answer tasks until there are none."""
     torch.get_num_threads()  # or torch's first operation would set the limit back
     torch.set_num_threads(num_threads)
-    barrier.wait()
+    limited.wait()
+    while (task := tasks.get()) is not None:
+        _answer(*task)
+        del task  # while it waits, a member holds no tensors
+
+
+def _answer(future: Future[Any], function: Callable[[], Any]) -> None:
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _dismiss(tasks: SimpleQueue[_Task | None], num_members: int) -> None:
+    for _ in range(num_members):
+        tasks.put(None)
 
 
 def share_out(lengths: list[int], num_parts: int) -> list[np.ndarray]:

@@ -126,6 +126,31 @@ def test_outliers_are_what_smoothing_is_for(planted):
         assert spread[1] <= spread[0] / 100, f"{name}: {spread}"
 
 
+@pytest.mark.parametrize("name", ["self_attn.v_proj", "mlp.up_proj", "self_attn.o_proj"])
+def test_a_projection_of_zeros_is_no_nan(tmp_path, texts, name):
+    """Where a whole projection is zero, as in an ablated model, int8 is still float32's vectors."""
+    ablated = tmp_path / "ablated"
+    shutil.copytree(TINY, ablated)
+    tensors = load_file(ablated / "model.safetensors")
+    next(t for n, t in tensors.items() if n.endswith(f"layers.1.{name}.weight")).zero_()
+    save_file(tensors, ablated / "model.safetensors", {"format": "pt"})
+    expected = vectors_of(texts[:20], model=str(ablated), dtype="float32")
+    ours = vectors_of(texts[:20], model=str(ablated), quantization="int8")
+    assert (ours * expected).sum(1).min() >= 0.995
+
+
+def test_a_failed_quantize_leaves_nothing(tmp_path):
+    """A model that cannot be read leaves no part of the folder, nor is a neighbour touched."""
+    neighbour = tmp_path / "out.partial"
+    neighbour.mkdir()
+    (neighbour / "mine.txt").write_text("mine")
+    with pytest.raises(ModelLoadError):
+        quantize_model(str(neighbour), tmp_path / "out")
+    quantize_model("tiny", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
+    assert (neighbour / "mine.txt").read_text() == "mine"
+
+
 def test_a_batch_does_not_change_an_int8_vector(texts):
     """Alone, in another order, or among others: the vectors agree to a rounding of one level."""
     some = texts[::6]

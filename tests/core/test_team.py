@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -90,3 +94,59 @@ def test_an_error_in_a_part_reaches_the_caller():
     with pytest.raises(torch.OutOfMemoryError, match="200 tokens"):
         team.run(fail, batch_of([100] * 4))
     assert team.run(Recorder(), batch_of([100] * 4))[:, 0].tolist() == [0, 1, 2, 3]
+
+
+LATE = """
+import threading
+from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
+
+def work():
+    threading.main_thread().join()
+    texts = [f"text {i} " * 20 for i in range(50)]
+    assert early.encode_documents(texts).shape == (50, 256)
+    with Qwen3Encoder(EncoderConfig(model="tiny", dtype="float32")) as late:
+        assert late.encode_documents(texts).shape == (50, 256)
+    print("encoded")
+
+early = Qwen3Encoder(EncoderConfig(model="tiny", dtype="float32"))
+threading.Thread(target=work).start()
+"""
+
+
+def test_other_threads_encode_on_after_the_main_thread():
+    """A script whose main thread has ended still loads and encodes on the threads it started."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", LATE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "encoded\n", done.stderr
+
+
+def test_all_parts_have_ended_when_one_failed():
+    """Nothing of a failed batch runs any more when the caller hears of it."""
+    ended: list[int] = []
+    others_wait = threading.Event()
+
+    def forward(batch: PackedBatch) -> torch.Tensor:
+        if batch.input_ids[0] == 0:
+            raise MemoryError("no room")
+        others_wait.wait(0.2)
+        ended.append(len(batch))
+        return torch.zeros(len(batch), 1)
+
+    with pytest.raises(MemoryError, match="no room"):
+        Team(2).run(forward, batch_of([100, 100]))
+    assert ended == [1]
+
+
+def test_members_go_with_their_team():
+    """A team that is gone leaves no thread behind."""
+    before = set(threading.enumerate())
+    team = Team(3)
+    team.run(Recorder(), batch_of([100] * 6))
+    members = set(threading.enumerate()) - before
+    assert len(members) == 3
+    del team
+    gc.collect()
+    for member in members:
+        member.join(10)
+        assert not member.is_alive()

@@ -43,8 +43,8 @@ class Engine(ABC):
     @abstractmethod
     def __init__(self, model: Path, made: Path, mode: str) -> None: ...
 
-    @staticmethod
-    def convert(model: Path, folder: Path, form: str) -> None:  # noqa: B027  # a hook
+    @staticmethod  # noqa: B027  # a hook
+    def convert(model: Path, folder: Path, form: str) -> None:
         """Write into the empty folder what is loaded; nothing where that is the model itself."""
 
     def prepare(self, texts: Texts, batch_size: int) -> None:  # noqa: B027  # a hook

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import uuid
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Unpack
 
 import numpy as np
@@ -59,6 +62,7 @@ class Qwen3Collection:
         self.name = name
         self.encoder = encoder or shared_encoder(config)
         self.client = connect(client) if isinstance(client, str) else client
+        self.guard = guard_of(self.client)
         self._owns_client = isinstance(client, str)
         try:
             self._open(allow_mismatch=allow_mismatch)
@@ -99,14 +103,17 @@ class Qwen3Collection:
         payloads: Sequence[dict[str, Any]],
     ) -> None:
         """Write points whose vectors, (N, dimensions), are at hand; searchable on return."""
-        self.client.upload_collection(
-            self.name,
-            vectors=vectors,
-            payload=payloads,
-            ids=ids,
-            batch_size=UPLOAD_SIZE,
-            wait=True,
-        )
+        for start in range(0, len(ids), UPLOAD_SIZE):
+            part = slice(start, start + UPLOAD_SIZE)
+            with self.guard:
+                self.client.upload_collection(
+                    self.name,
+                    vectors=vectors[part],
+                    payload=payloads[part],
+                    ids=ids[part],
+                    batch_size=UPLOAD_SIZE,
+                    wait=True,
+                )
 
     def query(
         self,
@@ -142,12 +149,14 @@ class Qwen3Collection:
         query_filter: models.Filter | None = None,
     ) -> list[models.ScoredPoint]:
         """Return the `limit` best points for a vector (dimensions,), best first, with payloads."""
-        return self.client.query_points(
-            self.name, query=vector.tolist(), limit=limit, query_filter=query_filter
-        ).points
+        with self.guard:
+            return self.client.query_points(
+                self.name, query=vector.tolist(), limit=limit, query_filter=query_filter
+            ).points
 
     def __len__(self) -> int:
-        return self.client.count(self.name, exact=True).count
+        with self.guard:
+            return self.client.count(self.name, exact=True).count
 
     def close(self) -> None:
         """Close the client if this object made it."""
@@ -232,6 +241,24 @@ def connect(location: str) -> QdrantClient:
         logger.info("%s answers no gRPC (%r); using REST", location, error)
         return QdrantClient(url=location)
     return client
+
+
+def guard_of(client: QdrantClient) -> AbstractContextManager[object]:
+    """Return what every call to a client stands in: a lock, unless it speaks to a server.
+
+    A local collection (a folder, or ":memory:") is arrays that one call may be growing while
+    another reads them (qdrant-client 1.20).
+    """
+    options = client.init_options
+    if options.get("path") is None and options.get("location") != ":memory:":
+        return nullcontext()
+    with _locks_lock:
+        return _locks.setdefault(client, threading.RLock())
+
+
+_locks: weakref.WeakKeyDictionary[QdrantClient, AbstractContextManager[object]]
+_locks = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
 
 
 def stored_config(client: QdrantClient, name: str) -> EncoderConfig | None:

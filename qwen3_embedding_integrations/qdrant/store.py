@@ -57,7 +57,8 @@ class QdrantStore:
 
     def hashes(self, ids: Sequence[RowId]) -> dict[RowId, str]:
         """Return the content hash of each of these rows that is there."""
-        found = self._client.retrieve(self.collection.name, [*ids], with_payload=[HASH_KEY])
+        with self.collection.guard:
+            found = self._client.retrieve(self.collection.name, [*ids], with_payload=[HASH_KEY])
         return {_row_id(one): str((one.payload or {}).get(HASH_KEY, "")) for one in found}
 
     def write(self, rows: Sequence[Row], vectors: Vectors, *, are_new: bool) -> None:
@@ -93,7 +94,8 @@ class QdrantStore:
 
     def delete(self, ids: Sequence[RowId]) -> None:
         """Delete rows."""
-        self._client.delete(self.collection.name, models.PointIdsList(points=[*ids]), wait=True)
+        with self.collection.guard:
+            self._client.delete(self.collection.name, models.PointIdsList(points=[*ids]), wait=True)
 
     def nearest(
         self, vector: Vectors, *, limit: int, where: Mapping[str, Any] | None = None
@@ -126,10 +128,11 @@ class QdrantStore:
     ) -> Iterator[models.Record]:
         offset = None
         while True:
-            page, offset = self._client.scroll(
-                self.collection.name, chosen, PAGE,
-                offset=offset, with_payload=with_payload, with_vectors=with_vectors,
-            )  # fmt: skip
+            with self.collection.guard:
+                page, offset = self._client.scroll(
+                    self.collection.name, chosen, PAGE,
+                    offset=offset, with_payload=with_payload, with_vectors=with_vectors,
+                )  # fmt: skip
             yield from page
             if offset is None:
                 return

@@ -28,6 +28,7 @@ class Row(NamedTuple):
     id: RowId
     text: str
     facts: dict[str, Any]  # source, position, title, content_hash, and what the file said
+    vector: Vectors | None = None  # where it is known already
 
     @property
     def content_hash(self) -> str:

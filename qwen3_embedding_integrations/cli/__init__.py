@@ -15,6 +15,7 @@ from ..quantize import quantize
 from .contract import contract_app
 from .index import index
 from .options import err
+from .reindex import reindex
 from .search import demo, encode, search
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, index, search, encode, quantize, bench):
+for verb in (demo, index, reindex, search, encode, quantize, bench):
     app.command()(verb)
 app.add_typer(contract_app, name="contract")
 

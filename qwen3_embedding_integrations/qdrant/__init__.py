@@ -3,13 +3,16 @@
 from ..errors import MissingDependencyError
 
 try:
-    from .collection import (
+    from .client import (
         CONTRACT_KEY,
-        Qwen3Collection,
         connect,
+        current_name,
+        make_current,
+        make_version,
         stored_config,
         stored_contract,
     )
+    from .collection import Qwen3Collection
     from .points import DOCUMENT_KEY
     from .store import QdrantStore
 except ImportError as error:
@@ -21,6 +24,9 @@ __all__ = [
     "QdrantStore",
     "Qwen3Collection",
     "connect",
+    "current_name",
+    "make_current",
+    "make_version",
     "stored_config",
     "stored_contract",
 ]

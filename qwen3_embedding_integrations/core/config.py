@@ -37,7 +37,8 @@ class EngineConfig:
     revision: str | None = None
     """Branch, tag or commit of a hub model; None takes the newest."""
     device: str = "auto"
-    """"auto" (CUDA, then MPS, then CPU), "cpu", "mps", "cuda" or "cuda:N"."""
+    """"auto" (CUDA, then MPS, then CPU), "cpu", "mps", "cuda" (the first card), "cuda:N", several
+    cards as "cuda:0,cuda:1", or "cuda:all"."""
     dtype: DType = "auto"
     """"auto" is bfloat16 where the device computes fast in it, else float32."""
     quantization: Quantization | None = None

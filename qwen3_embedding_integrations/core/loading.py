@@ -6,14 +6,14 @@ import logging
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError, ModelLoadError
-from .attention import FLASH_CAPABILITY, choose_attention
+from .attention import CAPTURABLE, FLASH_CAPABILITY, Attention, choose_attention
 from .checkpoint import (
     Architecture,
     content_hash,
@@ -24,7 +24,9 @@ from .checkpoint import (
 )
 from .config import DEFAULT_MODEL, TINY, EngineConfig
 from .dense import CpuDense, Dense, DenseParts
-from .engine import Engine
+from .devices import free_bytes, on_device, one_each, together
+from .engine import Engine, Runner
+from .graphs import CudaCapture
 from .heads import EmbeddingHead
 from .linear import (
     Int8Linear,
@@ -35,6 +37,7 @@ from .linear import (
     WidenedLinear,
     has_packed_products,
 )
+from .memory import Room, check_weights, find_room
 from .model import Qwen3Model
 from .quantization import Quantizer
 from .team import Team, on_fresh_thread
@@ -57,6 +60,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     engine: Engine
     stamps: tuple[tuple[Path, int, int], ...]  # each weight file's size and time when it was read
+    rooms: tuple[Room, ...] = ()  # what each device has room for, where that is known
 
     @cached_property
     def content_hash(self) -> str:
@@ -93,6 +97,67 @@ def _load_model(config: EngineConfig) -> LoadedModel:
             f"{folder}: tokenizer.json knows {tokenizer.num_ids} tokens, the model "
             f"{architecture.vocab_size}: they belong to different models"
         )
+    made = [
+        _make_runner(one, folder, architecture, tokenizer, is_stored_int8=is_stored_int8)
+        for one in one_each(config)
+    ]
+    engine = Engine([runner for runner, _ in made], width=architecture.hidden_size)
+    rooms = tuple(room for _, room in made if room is not None)
+    if config.model == TINY:
+        logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
+    return LoadedModel(config, folder, architecture, tokenizer, engine, stamps, rooms)
+
+
+def _make_runner(
+    config: EngineConfig,
+    folder: Path,
+    architecture: Architecture,
+    tokenizer: Tokenizer,
+    *,
+    is_stored_int8: bool,
+) -> tuple[Runner, Room | None]:
+    """Return the config's one device with the model on it, and what it has room for, if known."""
+    device = torch.device(config.device)
+    with on_device(device):
+        free = free_bytes(device)
+        if free is not None:
+            itemsize = 1 if config.quantization else _torch_dtype(config.dtype).itemsize
+            check_weights(architecture, itemsize, device=config.device, free_bytes=free)
+        model, attention = _make_model(
+            config, folder, architecture, tokenizer, is_stored_int8=is_stored_int8
+        )
+        free = free_bytes(device)
+    budget, room = int(config.max_batch_tokens), None
+    if free is not None:
+        room = find_room(architecture, model.dtype.itemsize, device=config.device, free_bytes=free)
+        room.check_length(1)
+        budget = min(budget, room.max_tokens)
+        logger.info(
+            "%s: %.2f GB free beside the weights; %d tokens a forward",
+            config.device,
+            free / 1e9,
+            budget,
+        )
+    is_cuda = device.type == "cuda"
+    can_capture = is_cuda and attention in CAPTURABLE
+    return Runner(
+        EmbeddingHead(model, CudaCapture(device) if can_capture else None),
+        config.device,
+        budget,
+        max_in_flight=2 if is_cuda else 1,
+        probe=partial(torch.cuda.synchronize, device) if is_cuda else None,
+    ), room
+
+
+def _make_model(
+    config: EngineConfig,
+    folder: Path,
+    architecture: Architecture,
+    tokenizer: Tokenizer,
+    *,
+    is_stored_int8: bool,
+) -> tuple[Qwen3Model, Attention]:
+    """Return the model on the config's one device, and its attention."""
     device, dtype = torch.device(config.device), _torch_dtype(config.dtype)
     attention, reason = choose_attention(
         config.attention, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
@@ -121,21 +186,17 @@ def _load_model(config: EngineConfig) -> LoadedModel:
         dtype=torch.float32 if device.type == "cpu" else dtype,
         team=Team(torch.get_num_threads()) if device.type == "cpu" else None,
     )
-    engine = Engine(
-        EmbeddingHead(model),
-        width=architecture.hidden_size,
-        max_batch_tokens=int(config.max_batch_tokens),
-        device=config.device,
-        max_in_flight=2 if device.type == "cuda" else 1,
-    )
     logger.info("%s on %s; attention: %s", config.model, config.device, reason)
-    if config.model == TINY:
-        logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
-    return LoadedModel(config, folder, architecture, tokenizer, engine, stamps)
+    return model, attention
 
 
 def resolve(config: EngineConfig) -> EngineConfig:
     """Return the config with every "auto" replaced by what this machine makes of it."""
+    return together([_resolve_one(one) for one in one_each(config)])
+
+
+def _resolve_one(config: EngineConfig) -> EngineConfig:
+    """Return the config of one device, resolved."""
     device = _resolve_device(config.device, needs_cpu=config.quantization is not None)
     if config.quantization and device.type != "cpu":
         raise ConfigError(

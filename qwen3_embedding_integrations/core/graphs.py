@@ -10,6 +10,7 @@ order of one stream, so a copy never overtakes the graph before it.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from .packing import PackedBatch
 logger = logging.getLogger(__name__)
 
 MAX_GRAPHS = 64  # the least recently used one goes
+
+_capturing = threading.Lock()  # one capture at a time in a process (torch.cuda.graph's source)
 
 # Makes of a forward without arguments one that runs the same operations at the same addresses and
 # returns the same tensor, with other values.
@@ -140,6 +143,7 @@ class CudaCapture:
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         with (
+            _capturing,
             torch.cuda.stream(current),  # a failed capture would leave its own as the current one
             torch.cuda.graph(
                 graph,

@@ -26,6 +26,7 @@ class Room:
         if max_length > self.max_tokens:
             remedy = f"lower max_length to {self.max_tokens}, " if self.max_tokens >= 4 else ""
             needed = max_length * self.bytes_per_token + _reserved(self.bytes_per_token)
+            needed = int(needed / USABLE)
             raise ConfigError(
                 f"max_length is {max_length}: a text of so many tokens takes "
                 f"{_gb(needed)} on {self.device}, where {_gb(self.free_bytes)} are free beside the "
@@ -70,22 +71,19 @@ def weight_bytes(architecture: Architecture, itemsize: int) -> int:
 def bytes_per_token(architecture: Architecture, itemsize: int) -> int:
     """Return the bytes a forward holds for each token at its peak, on a card.
 
-    In a layer's second half: the residual, the layer before's output, the fused q, k, v, their
-    normed and turned copies, keys and values behind a prefix, the attention's output and its
-    projection, the normed input of the MLP, gate and up, a contiguous copy of their product, and
-    the MLP's output. In its first half there are, instead of the MLP's, float32 copies that a norm
-    or a rotation makes of the queries.
+    The largest of three moments of a layer: while queries are normed and turned, in float32 for a
+    while; while attention reads keys and values behind a prefix; while the MLP holds its product.
     """
     a = architecture
     hidden, queries, keys = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    both = 2 * hidden + (queries + 2 * keys) + (queries + keys)  # residual, output, fused, turned
-    joined = 3 * keys  # behind a prefix, with what they are copied from
-    second = queries + 3 * hidden + 3 * a.intermediate_size
-    first = hidden + 2 * (queries + keys) * 4 // itemsize
+    projected = (queries + 2 * keys) + (queries + keys)  # fused, and turned
+    turning = 3 * hidden + projected + queries + 6 * queries // itemsize
+    attending = hidden + projected + 3 * keys + 2 * queries
+    feeding = 4 * hidden + queries + 3 * a.intermediate_size  # gate, up, their product in a row
     angles = 4 * a.head_dim  # cos and sin, float32
     indices = 8 * 4
     softmax = 4 * a.num_heads
-    return itemsize * (both + joined + max(first, second)) + angles + indices + softmax
+    return itemsize * max(turning, attending, feeding) + angles + indices + softmax
 
 
 def _reserved(per_token: int) -> int:

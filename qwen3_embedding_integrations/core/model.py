@@ -145,6 +145,7 @@ class Qwen3Model:
         last = len(self._weights.layers) - 1
         for i, layer in enumerate(self._weights.layers):
             q, k, v = self._dense.project(layer, x, residual, angles)
+            x = None  # here and below: what is not needed any more must not stand beside what is
             if keep is not None:
                 keep.append(torch.stack([k, v]))  # (2, T, Hk, D)
             if prefix is not None:
@@ -154,7 +155,10 @@ class Qwen3Model:
                 # Nothing reads the other tokens any more: their keys and values are all it takes.
                 rows, segments = plan.last_rows, plan.last_segments
                 q, residual = q[rows], residual[rows]
-            x = self._dense.finish(layer, self._attention(q, k, v, segments), residual)
+            attended = self._attention(q, k, v, segments)
+            del q, k, v
+            x = self._dense.finish(layer, attended, residual)
+            del attended
         return self._dense.norm(x, residual, self._weights.norm)  # (B, H)
 
     def _join(self, shared: torch.Tensor, own: torch.Tensor, plan: Plan) -> torch.Tensor:

@@ -333,12 +333,12 @@ def test_all_cards_need_one():
 
 
 def test_cards_of_different_dtypes_are_not_mixed():
-    """A vector must not depend on the card: where "auto" comes to two dtypes, one must be chosen."""
+    """A vector must not depend on the card: where two dtypes come of "auto", set one."""
     config = EngineConfig(dtype="bfloat16")
     same = [replace(config, device="cuda:0"), replace(config, device="cuda:1")]
     assert together(same).device == "cuda:0,cuda:1"
     other = [same[0], replace(same[1], dtype="float32")]
-    with pytest.raises(ConfigError, match="cuda:0 bfloat16, cuda:1 float32.*set dtype"):
+    with pytest.raises(ConfigError, match=r"cuda:0 bfloat16, cuda:1 float32.*set dtype"):
         together(other)
 
 

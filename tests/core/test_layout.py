@@ -109,7 +109,7 @@ def test_words_are_their_parts_end_to_end(lengths, num_prefix):
 
 @given(st.lists(st.integers(1, 2100), min_size=1, max_size=300), st.integers(0, 520))
 def test_a_bucket_is_the_smallest_that_fits(lengths, num_prefix):
-    """A bucket has room for the batch, and wastes less than half of itself unless texts are many."""
+    """A bucket has room for the batch; only many texts make it larger than their tokens need."""
     batch = batch_of(lengths, num_prefix)
     bucket = choose_bucket(batch)
     if bucket is None:

@@ -7,9 +7,9 @@ harmless: surplus tokens stand in texts of their own, surplus texts are empty.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from itertools import accumulate, pairwise
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,27 +30,38 @@ TOKEN_BUCKETS = (
     2048,
 )  # above, launching costs less than computing
 LENGTH_LEVELS = (128, 512, 2048)  # how long a bucket's longest text may be
-PREFIX_STEP = 8  # prefixes are rounded up to a multiple of it, to share graphs
+# Room for prefixes; each has memory of its own, the largest as many tokens as a prefix is kept of.
+PREFIX_ROOMS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MIN_TEXTS = 16  # texts of a bucket at least: nearly free, a small forward only reads the weights
 MAX_KEY_ROWS = 12_288  # of a bucket: each text copies the prefix's keys in each layer
 
 
+class Parts(NamedTuple, Generic[Part]):
+    """What a forward reads of its batch, arrays on the host or tensors on the device, int64."""
+
+    input_ids: Part  # (T,)
+    position_ids: Part  # (T,) counted from the end of the prefix
+    cu_q: Part  # (B + 1,)
+    cu_k: Part  # (B + 1,)
+    cu_last: Part  # (B + 1,): one query per text, for the last layer
+    last_rows: Part  # (B,) each text's last token
+    key_rows: Part  # (T + B P,) of prefix and own keys end to end, or (0,) without a prefix
+
+
 class Shape(NamedTuple):
-    """How many of each: what fixes the length of every part of the words."""
+    """How many of each: what fixes the length of every part."""
 
     num_tokens: int  # T
     num_texts: int  # B
-    num_keys: int  # rows of `key_rows`: T + B P, or 0 without a prefix
+    num_keys: int  # T + B P, or 0 without a prefix
 
-    def split(self, words: Sequence[Part] | Part) -> list[Part]:
-        """Return the words (a tensor or an array) as the parts that `Layout.words` joins."""
+    def split(self, words: Part) -> Parts[Part]:
+        """Return the words (an array or a tensor) as their parts, which are views."""
         tokens, texts = self.num_tokens, self.num_texts
-        parts: list[Part] = []
-        start = 0
-        for length in (tokens, tokens, texts + 1, texts + 1, texts + 1, texts, self.num_keys):
-            parts.append(words[start : start + length])  # pyright: ignore
-            start += length
-        return parts
+        bounds = accumulate((0, tokens, tokens, texts + 1, texts + 1, texts + 1, texts))
+        sliceable: Any = words
+        starts = [*bounds, self.num_words]
+        return Parts(*(sliceable[start:stop] for start, stop in pairwise(starts)))
 
     @property
     def num_words(self) -> int:
@@ -74,44 +85,24 @@ class Bucket:
         return Shape(self.num_tokens, self.num_texts, num_keys)
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """One forward's batch as index arrays on the host, all int64."""
+class Layout(NamedTuple):
+    """One forward's batch: all parts end to end, so that one copy takes them to the device."""
 
-    input_ids: Int64Array  # (T,)
-    position_ids: Int64Array  # (T,) counted from the end of the prefix
-    cu_q: Int64Array  # (B + 1,)
-    cu_k: Int64Array  # (B + 1,)
-    cu_last: Int64Array  # (B + 1,): one query per text, for the last layer
-    last_rows: Int64Array  # (B,) each text's last token
-    key_rows: Int64Array  # (T + B P,) of prefix and own keys end to end, or (0,) without a prefix
+    words: Int64Array
+    shape: Shape
 
     @property
-    def shape(self) -> Shape:
-        """The length of every part."""
-        return Shape(len(self.input_ids), len(self.last_rows), len(self.key_rows))
-
-    @property
-    def words(self) -> Int64Array:
-        """All parts end to end: one copy to the device for all of them."""
-        parts = (self.input_ids, self.position_ids, self.cu_q, self.cu_k, self.cu_last)
-        return np.concatenate([*parts, self.last_rows, self.key_rows])
+    def parts(self) -> Parts[Int64Array]:
+        """The parts, as views."""
+        return self.shape.split(self.words)
 
 
 def lay_out(batch: PackedBatch) -> Layout:
     """Return the layout of a batch as it is."""
-    num_prefix, num_texts = len(batch.prefix_ids), len(batch)
-    cu_q = batch.cu_seqlens.astype(np.int64)
-    ones = np.arange(num_texts + 1)
-    return Layout(
-        input_ids=batch.input_ids.astype(np.int64),
-        position_ids=batch.position_ids,
-        cu_q=cu_q,
-        cu_k=cu_q + num_prefix * ones,
-        cu_last=ones,
-        last_rows=cu_q[1:] - 1,
-        key_rows=_key_rows(cu_q, num_prefix, num_prefix),
-    )
+    num_keys = batch.num_keys if batch.prefix_ids else 0
+    layout = _empty(Shape(batch.num_tokens, len(batch), num_keys))
+    _fill(layout.parts, batch, batch.cu_seqlens, len(batch.prefix_ids))
+    return layout
 
 
 def pad_out(batch: PackedBatch, bucket: Bucket) -> Layout:
@@ -121,36 +112,50 @@ def pad_out(batch: PackedBatch, bucket: Bucket) -> Layout:
     (any text is computed for itself alone), and the texts left over are empty: attention has no
     rows for them, and what the last layer makes of them is not read.
     """
-    num_prefix, num_texts = len(batch.prefix_ids), len(batch)
+    layout = _empty(bucket.shape)
     fillers = _fillers(bucket.num_tokens - batch.num_tokens, bucket.longest)
-    lengths = np.zeros(bucket.num_texts, np.int64)
-    lengths[:num_texts] = batch.lengths
-    lengths[num_texts : num_texts + len(fillers)] = fillers
-    cu_q = np.concatenate([[0], np.cumsum(lengths)])
-    input_ids, position_ids = np.zeros((2, bucket.num_tokens), np.int64)
-    input_ids[: batch.num_tokens] = batch.input_ids
-    position_ids[: batch.num_tokens] = batch.position_ids
-    key_rows = np.zeros(bucket.shape.num_keys, np.int64)  # those beyond are not read
-    used = _key_rows(cu_q, num_prefix, bucket.prefix_rows)
-    key_rows[: len(used)] = used
-    ones = np.arange(bucket.num_texts + 1)
-    return Layout(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        cu_q=cu_q,
-        cu_k=cu_q + num_prefix * ones,
-        cu_last=ones,
-        last_rows=np.maximum(cu_q[1:] - 1, 0),
-        key_rows=key_rows,
-    )
+    starts = np.full(bucket.num_texts + 1, bucket.num_tokens, np.int64)
+    starts[: len(batch) + 1] = batch.cu_seqlens
+    starts[len(batch) + 1 : len(batch) + 1 + len(fillers)] = batch.num_tokens + np.cumsum(fillers)
+    _fill(layout.parts, batch, starts, bucket.prefix_rows)
+    return layout
+
+
+def _empty(shape: Shape) -> Layout:
+    return Layout(np.zeros(shape.num_words, np.int64), shape)
+
+
+def _fill(
+    parts: Parts[Int64Array],
+    batch: PackedBatch,
+    starts: npt.NDArray[np.integer],
+    prefix_rows: int,
+) -> None:
+    """Write a batch whose texts, and those that pad it, begin at `starts` (B + 1,).
+
+    All keys are the prefix's, in room for `prefix_rows`, and every token's own behind them.
+    """
+    num_prefix, num_tokens = len(batch.prefix_ids), len(parts.input_ids)
+    parts.input_ids[: batch.num_tokens] = batch.input_ids
+    parts.position_ids[: batch.num_tokens] = batch.position_ids
+    parts.cu_q[:] = starts
+    parts.cu_last[:] = ones = np.arange(len(starts))
+    parts.cu_k[:] = first = starts + num_prefix * ones
+    np.maximum(starts[1:] - 1, 0, out=parts.last_rows)
+    if num_prefix:
+        of_prefix = np.arange(num_prefix)
+        parts.key_rows[first[:-1, None] + of_prefix] = of_prefix
+        text = ones[:-1].repeat(np.diff(starts))  # (T,) the text each token belongs to
+        tokens = np.arange(num_tokens)
+        parts.key_rows[tokens + num_prefix * (text + 1)] = tokens + prefix_rows
 
 
 def choose_bucket(batch: PackedBatch) -> Bucket | None:
     """Return the smallest bucket the batch fits, or None where it must run as it is."""
     num_prefix, num_texts = len(batch.prefix_ids), len(batch)
-    prefix_rows = -(-num_prefix // PREFIX_STEP) * PREFIX_STEP
-    if batch.num_tokens > TOKEN_BUCKETS[-1]:
+    if batch.num_tokens > TOKEN_BUCKETS[-1] or num_prefix > PREFIX_ROOMS[-1]:
         return None
+    prefix_rows = next(room for room in (0, *PREFIX_ROOMS) if room >= num_prefix)
     longest = int(batch.lengths.max())
     level = next(level for level in LENGTH_LEVELS if level >= longest)
     for num_tokens in TOKEN_BUCKETS:
@@ -170,21 +175,3 @@ def _fillers(num_tokens: int, longest: int) -> list[int]:
     """Return the lengths of the texts that surplus tokens make."""
     whole, rest = divmod(num_tokens, longest)
     return [longest] * whole + [rest] * (rest > 0)
-
-
-def _key_rows(cu_q: Int64Array, num_prefix: int, prefix_rows: int) -> Int64Array:
-    """Return, for each text's prefix and own tokens in order, its row among all keys.
-
-    All keys are the prefix's, in room for `prefix_rows`, and every token's own behind them.
-    """
-    if num_prefix == 0:
-        return np.zeros(0, np.int64)
-    num_tokens, num_texts = int(cu_q[-1]), len(cu_q) - 1
-    text = np.repeat(np.arange(num_texts), np.diff(cu_q))  # (T,) the text each token belongs to
-    rows = np.empty(num_tokens + num_texts * num_prefix, np.int64)
-    first = cu_q[:-1] + num_prefix * np.arange(num_texts)  # where each text's keys begin
-    rows[(first[:, None] + np.arange(num_prefix)).ravel()] = np.tile(
-        np.arange(num_prefix), num_texts
-    )
-    rows[np.arange(num_tokens) + num_prefix * (text + 1)] = np.arange(num_tokens) + prefix_rows
-    return rows

@@ -51,24 +51,24 @@ class Plan(NamedTuple):
     segments: Segments
     last_segments: Segments  # of the last layer: one query per text
     last_rows: torch.Tensor  # (B,) each text's last token
-    key_rows: torch.Tensor  # see Layout.key_rows
+    key_rows: torch.Tensor  # see layout.Parts
 
     @classmethod
     def of_words(cls, words: torch.Tensor, shape: Shape, texts: Texts) -> Plan:
         """Return the plan that `Layout.words`, on the device, stand for."""
-        ids, positions, cu_q, cu_k, cu_last, last_rows, key_rows = shape.split(words)
-        starts_q, starts_k, starts_last = cu_q.int(), cu_k.int(), cu_last.int()
+        parts = shape.split(words)
+        starts_q, starts_k, starts_last = parts.cu_q.int(), parts.cu_k.int(), parts.cu_last.int()
         return cls(
-            input_ids=ids,
-            position_ids=positions,
+            input_ids=parts.input_ids,
+            position_ids=parts.position_ids,
             segments=Segments(
                 texts.q_lengths, texts.k_lengths, starts_q, starts_k, texts.max_q, texts.max_k
             ),
             last_segments=Segments(
                 [1] * len(texts.q_lengths), texts.k_lengths, starts_last, starts_k, 1, texts.max_k
             ),
-            last_rows=last_rows,
-            key_rows=key_rows,
+            last_rows=parts.last_rows,
+            key_rows=parts.key_rows,
         )
 
 

@@ -7,6 +7,7 @@ What a forward read of its batch on the host would be frozen on both.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
 from qwen3_embedding_integrations.core.attention import Segments
 from qwen3_embedding_integrations.core.graphs import MAX_GRAPHS
 from qwen3_embedding_integrations.core.heads import EmbeddingHead
-from qwen3_embedding_integrations.core.layout import choose_bucket
+from qwen3_embedding_integrations.core.layout import PREFIX_ROOMS, choose_bucket
 from qwen3_embedding_integrations.core.model import Qwen3Model
 from qwen3_embedding_integrations.core.packing import PackedBatch
 from tests.checkpoints import SHAPE_SMALL, write_checkpoint
@@ -277,7 +278,7 @@ def test_the_number_of_graphs_is_limited(plain):
     """However many shapes occur, MAX_GRAPHS are kept; a dropped one is captured again."""
     head = EmbeddingHead(plain, lambda forward: forward)  # captures nothing, so is quick
     assert head.graphs is not None
-    shapes = [(1, num_prefix) for num_prefix in range(1, 513, 8)] + [(20, 1), (40, 1), (100, 1)]
+    shapes = list(itertools.product((1, 20, 40, 100, 200, 300), PREFIX_ROOMS))
     for length, num_prefix in shapes:
         batch = PackedBatch.pack([np.arange(length, dtype=np.int32)], tuple(range(num_prefix)))
         assert choose_bucket(batch) is not None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, ModelLoadError
+from . import kernels
 from .attention import FLASH_CAPABILITY, choose_attention
 from .checkpoint import (
     Architecture,
@@ -26,6 +27,7 @@ from .config import DEFAULT_MODEL, TINY, EngineConfig
 from .dense import CpuDense, Dense, DenseParts
 from .engine import Engine
 from .heads import EmbeddingHead
+from .kernels import Operations
 from .linear import (
     Int8Linear,
     Linear,
@@ -33,6 +35,7 @@ from .linear import (
     QuantizedWeight,
     Weight,
     WidenedLinear,
+    fp8_obstacle,
     has_packed_products,
 )
 from .model import Qwen3Model
@@ -45,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 # Wide enough to keep the matrix units busy, small enough that a search waits little behind it.
 MAX_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}
+QUANTIZED_ON = {"int8": "cpu", "fp8": "cuda"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,10 @@ def _load_model(config: EngineConfig) -> LoadedModel:
     folder = locate_model(config)
     architecture = read_architecture(folder)
     is_stored_int8 = read_quantization(folder) is not None
+    if is_stored_int8 and config.quantization == "fp8":
+        raise ConfigError(
+            f'quantization="fp8": the weights in {folder} are int8; give the model they were made of'
+        )
     config = resolve(replace(config, quantization="int8") if is_stored_int8 else config)
     stamps = _stamps(folder)
     tokenizer = Tokenizer(folder)
@@ -97,12 +105,12 @@ def _load_model(config: EngineConfig) -> LoadedModel:
     attention, reason = choose_attention(
         config.attention, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
     )
-    dense = _dense_parts(architecture, device, dtype)
+    dense, kernels_reason = _dense_parts(architecture, device, dtype)
     quantizer = None
     if config.quantization and not is_stored_int8:
-        quantizer = Quantizer(architecture, tokenizer)
+        quantizer = Quantizer(architecture, tokenizer, config.quantization, device)
 
-    def pack(embedding: torch.Tensor, layers: Iterable[Layer]) -> list[Any]:
+    def pack(embedding: torch.Tensor, layers: Iterable[Layer]) -> Iterable[Any]:
         return dense.pack(layers if quantizer is None else quantizer.quantize(embedding, layers))
 
     weights = load_weights(
@@ -118,7 +126,8 @@ def _load_model(config: EngineConfig) -> LoadedModel:
         attention=attention,
         dense=dense,
         device=device,
-        dtype=torch.float32 if device.type == "cpu" else dtype,
+        # The residual's: sums over all layers exceed float16 where products do not.
+        dtype=torch.float32 if device.type == "cpu" or dtype == torch.float16 else dtype,
         team=Team(torch.get_num_threads()) if device.type == "cpu" else None,
     )
     engine = Engine(
@@ -128,7 +137,9 @@ def _load_model(config: EngineConfig) -> LoadedModel:
         device=config.device,
         max_in_flight=2 if device.type == "cuda" else 1,
     )
-    logger.info("%s on %s; attention: %s", config.model, config.device, reason)
+    logger.info(
+        "%s on %s; attention: %s; kernels: %s", config.model, config.device, reason, kernels_reason
+    )
     if config.model == TINY:
         logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
     return LoadedModel(config, folder, architecture, tokenizer, engine, stamps)
@@ -136,17 +147,9 @@ def _load_model(config: EngineConfig) -> LoadedModel:
 
 def resolve(config: EngineConfig) -> EngineConfig:
     """Return the config with every "auto" replaced by what this machine makes of it."""
-    device = _resolve_device(config.device, needs_cpu=config.quantization is not None)
-    if config.quantization and device.type != "cpu":
-        raise ConfigError(
-            f'quantization="{config.quantization}" runs on a CPU, not on device="{config.device}"; '
-            'use device="cpu" or "auto", or leave quantization out'
-        )
-    if config.quantization and not has_packed_products():
-        raise ConfigError(
-            f'quantization="{config.quantization}" needs an x86 processor and a torch with oneDNN '
-            f"(this is {platform.machine()}, torch {torch.__version__}); leave it out"
-        )
+    device = _resolve_device(config.device, config.quantization)
+    if config.quantization:
+        _check_quantization(config, device)
     dtype = config.dtype
     if dtype == "auto":
         dtype = "bfloat16" if _has_fast_bfloat16(device) else "float32"
@@ -164,9 +167,41 @@ def resolve(config: EngineConfig) -> EngineConfig:
     )
 
 
-def _resolve_device(name: str, *, needs_cpu: bool) -> torch.device:
-    if name == "auto" and needs_cpu:
-        return torch.device("cpu")
+def _check_quantization(config: EngineConfig, device: torch.device) -> None:
+    """Raise ConfigError unless the device can multiply in what `quantization` names."""
+    word = f'quantization="{config.quantization}"'
+    if device.type != QUANTIZED_ON[str(config.quantization)]:
+        where = {"int8": "a CPU", "fp8": "an NVIDIA card"}[str(config.quantization)]
+        raise ConfigError(
+            f'{word} runs on {where}, not on device="{config.device}"; '
+            f'use device="{QUANTIZED_ON[str(config.quantization)]}" or "auto", '
+            "or leave quantization out"
+        )
+    if config.quantization == "fp8":
+        if config.dtype not in {"auto", "bfloat16"}:
+            raise ConfigError(
+                f'{word} computes in bfloat16 what it does not in fp8, dtype is "{config.dtype}"; '
+                'use dtype="auto"'
+            )
+        obstacle = fp8_obstacle(device, torch.cuda.get_device_capability(device))
+        if obstacle:
+            name = torch.cuda.get_device_name(device)
+            raise ConfigError(f"{word} on {name}: {obstacle}; leave quantization out")
+    elif not has_packed_products():
+        raise ConfigError(
+            f"{word} needs an x86 processor and a torch with oneDNN "
+            f"(this is {platform.machine()}, torch {torch.__version__}); leave it out"
+        )
+
+
+def _resolve_device(name: str, quantization: str | None) -> torch.device:
+    if name == "auto" and quantization:
+        name = QUANTIZED_ON[quantization]
+        if name == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                f'quantization="{quantization}" needs an NVIDIA card, and torch {torch.__version__} '
+                'sees none here; leave it out, or use "int8" on an x86 CPU'
+            )
     if name == "auto":
         has_cuda, has_mps = torch.cuda.is_available(), _has_sound_mps()
         name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
@@ -226,10 +261,11 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 def _dense_parts(
     architecture: Architecture, device: torch.device, dtype: torch.dtype
-) -> DenseParts:
-    """Return the dense parts in the device's best form."""
+) -> tuple[DenseParts, str]:
+    """Return the dense parts in the device's best form, and what their kernels are."""
     if device.type != "cpu":
-        return Dense(architecture)
+        operations, reason = _choose_operations(device)
+        return Dense(architecture, dtype, operations), reason
     packs_bfloat16 = has_packed_products() and _cpu_multiplies_bfloat16()
     packed = {torch.float32: has_packed_products(), torch.bfloat16: packs_bfloat16}
 
@@ -238,7 +274,23 @@ def _dense_parts(
             return Int8Linear(weight)
         return (PackedLinear if packed.get(weight.dtype) else WidenedLinear)(weight)
 
-    return CpuDense(architecture, make_linear)
+    return CpuDense(architecture, make_linear), "plain, in blocks (cpu)"
+
+
+def _choose_operations(device: torch.device) -> tuple[Operations, str]:
+    """Return the elementwise operations for an accelerator, and why these."""
+    if device.type != "cuda":
+        return kernels, f"plain ({device.type})"
+    try:
+        from . import triton_kernels
+
+        ones = torch.ones(1, 16, device=device)
+        triton_kernels.add_norm(None, ones, ones[0], 1e-6, torch.float32)
+    except Exception as error:
+        # Triton is not in every build of torch, and compiles with a C compiler that not every image
+        # has. Whatever it is that it lacks, the plain functions compute the same.
+        return kernels, f"plain (Triton does not run: {type(error).__name__}: {error})"
+    return triton_kernels, "fused (Triton)"
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -54,11 +54,18 @@ def assert_close(ours: np.ndarray, expected: np.ndarray, what: str) -> None:
 def native_model(folder: Path, dtype: torch.dtype) -> Qwen3Model:
     """Return the model computing in `dtype`, as it does on a device that is fast in it."""
     architecture = read_architecture(folder)
-    dense = Dense(architecture)
-    weights = load_weights(folder, architecture, device=CPU, dtype=dtype)
+    dense = Dense(architecture, dtype)
+    weights = load_weights(
+        folder,
+        architecture,
+        device=CPU,
+        dtype=dtype,
+        pack=lambda _, layers: dense.pack(layers),
+    )
     attention, _ = choose_attention("auto", CPU, dtype)
+    residual = torch.float32 if dtype == torch.float16 else dtype
     return Qwen3Model(
-        weights, architecture, attention=attention, dense=dense, device=CPU, dtype=dtype
+        weights, architecture, attention=attention, dense=dense, device=CPU, dtype=residual
     )
 
 
@@ -188,7 +195,7 @@ def test_pruned_equals_unpruned(mini):
         longer,
         pruned.architecture,
         attention=attention,
-        dense=Dense(pruned.architecture),
+        dense=Dense(pruned.architecture, torch.float32),
         device=CPU,
         dtype=torch.float32,
     )

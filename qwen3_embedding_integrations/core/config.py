@@ -60,6 +60,11 @@ class EngineConfig:
         check_choice("dtype", self.dtype, DTYPES)
         if self.quantization is not None:
             check_choice("quantization", self.quantization, QUANTIZATIONS)
+        if self.quantization == "fp8" and self.dtype not in {"auto", "bfloat16"}:
+            raise ConfigError(
+                f'dtype is {self.dtype!r}; with quantization="fp8" what is not fp8 is bfloat16: '
+                'leave dtype out, or give "bfloat16"'
+            )
         check_choice("attention", self.attention, ATTENTION_BACKENDS)
         if self.max_batch_tokens != "auto":
             check_range("max_batch_tokens", self.max_batch_tokens, 1, 1_000_000)

@@ -1,4 +1,4 @@
-"""A layer's dense parts, everything but attention: as they stand, and at a CPU's best."""
+"""A layer's dense parts, everything but attention: on an accelerator, and at a CPU's best."""
 
 from __future__ import annotations
 

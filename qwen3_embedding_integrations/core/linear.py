@@ -1,4 +1,4 @@
-"""One linear layer without bias: on a CPU float32, bfloat16 or int8 weights, on CUDA also fp8."""
+"""One linear layer without bias: int8 and packed weights on a CPU, fp8 on CUDA, behind one call."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def fp8_obstacle(device: torch.device, capability: tuple[int, int]) -> str | Non
     weight = quantize_weight_fp8(torch.ones(16, 16, device=device))
     try:  # torch 2.6 knows Hopper alone: Ada came with 2.7, Blackwell later
         product(to_e4m3(torch.ones(16, 16, device=device)), weight, torch.bfloat16)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         return f"needs a newer torch for this card, this is {torch.__version__} ({error})"
     return None
 

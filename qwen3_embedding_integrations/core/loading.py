@@ -91,7 +91,8 @@ def _load_model(config: EngineConfig) -> LoadedModel:
     is_stored_int8 = read_quantization(folder) is not None
     if is_stored_int8 and config.quantization == "fp8":
         raise ConfigError(
-            f'quantization="fp8": the weights in {folder} are int8; give the model they were made of'
+            f'quantization="fp8": the weights in {folder} are int8 already; give the model that '
+            "they were made of"
         )
     config = resolve(replace(config, quantization="int8") if is_stored_int8 else config)
     stamps = _stamps(folder)
@@ -178,11 +179,6 @@ def _check_quantization(config: EngineConfig, device: torch.device) -> None:
             "or leave quantization out"
         )
     if config.quantization == "fp8":
-        if config.dtype not in {"auto", "bfloat16"}:
-            raise ConfigError(
-                f'{word} computes in bfloat16 what it does not in fp8, dtype is "{config.dtype}"; '
-                'use dtype="auto"'
-            )
         obstacle = fp8_obstacle(device, torch.cuda.get_device_capability(device))
         if obstacle:
             name = torch.cuda.get_device_name(device)
@@ -199,8 +195,8 @@ def _resolve_device(name: str, quantization: str | None) -> torch.device:
         name = QUANTIZED_ON[quantization]
         if name == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
-                f'quantization="{quantization}" needs an NVIDIA card, and torch {torch.__version__} '
-                'sees none here; leave it out, or use "int8" on an x86 CPU'
+                f'quantization="{quantization}" needs an NVIDIA card, and torch '
+                f'{torch.__version__} sees none here; leave it out, or use "int8" on an x86 CPU'
             )
     if name == "auto":
         has_cuda, has_mps = torch.cuda.is_available(), _has_sound_mps()
@@ -264,7 +260,7 @@ def _dense_parts(
 ) -> tuple[DenseParts, str]:
     """Return the dense parts in the device's best form, and what their kernels are."""
     if device.type != "cpu":
-        operations, reason = _choose_operations(device)
+        operations, reason = choose_operations(device)
         return Dense(architecture, dtype, operations), reason
     packs_bfloat16 = has_packed_products() and _cpu_multiplies_bfloat16()
     packed = {torch.float32: has_packed_products(), torch.bfloat16: packs_bfloat16}
@@ -277,7 +273,7 @@ def _dense_parts(
     return CpuDense(architecture, make_linear), "plain, in blocks (cpu)"
 
 
-def _choose_operations(device: torch.device) -> tuple[Operations, str]:
+def choose_operations(device: torch.device) -> tuple[Operations, str]:
     """Return the elementwise operations for an accelerator, and why these."""
     if device.type != "cuda":
         return kernels, f"plain ({device.type})"

@@ -210,11 +210,11 @@ def _e4m3_rows(x: torch.Tensor) -> torch.Tensor:
     return values.float() * scale
 
 
-# Of a bell curve's weights and activations, int8 moves a product by 0.01 and e4m3, with three bits
-# of fraction, by 0.04.
+# With weights and activations of a bell curve int8 moves a product by 0.01, and e4m3, which has
+# three bits of fraction, by 0.04.
 ROUNDINGS: dict[Quantization, Rounding] = {
     "int8": Rounding(quantize_weight, _int8_rows, max_error=0.03),
-    "fp8": Rounding(quantize_weight_fp8, _e4m3_rows, max_error=0.08),
+    "fp8": Rounding(quantize_weight_fp8, _e4m3_rows, max_error=0.05),
 }
 
 

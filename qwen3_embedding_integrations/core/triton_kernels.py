@@ -36,7 +36,7 @@ def add_norm(
     added = residual if x is None else x
     _launch(
         _add_norm, (num_rows,), added, residual, weight, *y, added.stride(0), residual.stride(0),
-        factor, eps, WIDTH=width, ADDS=x is not None, BLOCK=triton.next_power_of_2(width),
+        factor, eps, WIDTH=width, ADDS=x is not None, BLOCK=_power_of_two(width),
     )  # fmt: skip
     return y
 
@@ -55,8 +55,8 @@ def qk_norm_rope(
     _launch(
         _qk_norm_rope, (len(qkv),), qkv, angles, q_weight, k_weight, qkv.stride(0), eps,
         Q_HEADS=num_heads, K_HEADS=num_kv_heads, HALF=half,
-        BLOCK_HEADS=triton.next_power_of_2(num_heads + num_kv_heads),
-        BLOCK=triton.next_power_of_2(half),
+        BLOCK_HEADS=_power_of_two(num_heads + num_kv_heads),
+        BLOCK=_power_of_two(half),
     )  # fmt: skip
     return heads
 
@@ -66,8 +66,8 @@ def swiglu(gate_up: torch.Tensor, dtype: torch.dtype) -> Rows:
     num_rows, width = len(gate_up), gate_up.shape[1] // 2
     y = _new_rows(num_rows, width, dtype, gate_up.device)
     # A row's scale needs all of the row.
-    block = triton.next_power_of_2(width) if dtype == E4M3 else SWIGLU_BLOCK
-    grid = (num_rows, triton.cdiv(width, block))
+    block = _power_of_two(width) if dtype == E4M3 else SWIGLU_BLOCK
+    grid = (num_rows, -(-width // block))
     _launch(_swiglu, grid, gate_up, *y, gate_up.stride(0), WIDTH=width, BLOCK=block)
     return y
 
@@ -78,7 +78,7 @@ def to_rows(x: torch.Tensor, dtype: torch.dtype) -> Rows:
         return Rows(x.to(dtype))
     num_rows, width = x.shape
     y = _new_rows(num_rows, width, dtype, x.device)
-    block = triton.next_power_of_2(width)
+    block = _power_of_two(width)
     _launch(_to_rows, (num_rows,), x, *y, x.stride(0), WIDTH=width, BLOCK=block)
     return y
 
@@ -97,6 +97,10 @@ def _launch(
     # Triton launches on the current card, whichever the tensors are on.
     with torch.cuda.device_of(first):
         kernel[grid](first, *rest, **constants, **options(constants))
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
 def options(constants: dict[str, int]) -> dict[str, int | bool]:

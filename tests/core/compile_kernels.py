@@ -1,4 +1,4 @@
-"""Compile every Triton kernel for one card without having it; print what each takes, as JSON.
+"""Compile every Triton kernel for one card without having it; write what each takes as JSON.
 
 Run as a program by test_kernels.py: in Triton's interpreter, which the tests use, nothing compiles.
 """
@@ -17,103 +17,77 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from qwen3_embedding_integrations.core import triton_kernels
-from qwen3_embedding_integrations.core.linear import FP8_CAPABILITY
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-FP32, FP8 = "fp32", "fp8e4nv"
-SHAPES = {  # hidden size, query heads, intermediate size (config.json of the three models)
-    "0.6B": (1024, 16, 3072),
-    "4B": (2560, 32, 9728),
-    "8B": (4096, 32, 12288),
+F32, FP8 = "*fp32", "*fp8e4nv"
+MODELS = {"0.6B": (1024, 16, 3072), "4B": (2560, 32, 9728)}  # hidden size, query heads, MLP's width
+FORMS = {  # the dtypes of values, residual and rows
+    "bfloat16": ("*bf16", "*bf16", "*bf16"),
+    "float16": ("*fp16", F32, "*fp16"),
+    "fp8": ("*bf16", "*bf16", FP8),
 }
 
 
-def launches(model: str, dtype: str, residual: str, rounded: str) -> dict[str, tuple]:
-    """Return kernel and arguments by name; a str is a type, "*" before a pointer's."""
-    hidden, q_heads, width = SHAPES[model]
-    scale = f"*{FP32}" if rounded == FP8 else None
-    row, part = triton.next_power_of_2(width), triton_kernels.BLOCK
-    block = row if rounded == FP8 else part
-    heads = triton.next_power_of_2(q_heads + 8)
-    hidden_block = triton.next_power_of_2(hidden)
-    norm = (
-        f"*{dtype}",
-        f"*{residual}",
-        f"*{dtype}",
-        f"*{rounded}",
-        scale,
-        "i32",
-        "i32",
-        FP32,
-        FP32,
+def launches(model: str, form: str) -> dict[str, tuple]:
+    """Return, by name, each kernel and its arguments as they are launched: types or constants."""
+    hidden, q_heads, width = MODELS[model]
+    dtype, residual, rows = FORMS[form]
+    power = triton.next_power_of_2
+    scale = {"SCALE": F32 if rows == FP8 else None}
+    strides = {"x_stride": "i32", "residual_stride": "i32", "factor": "fp32", "eps": "fp32"}
+    norm = {"X": dtype, "RESIDUAL": residual, "WEIGHT": dtype, "Y": rows, **scale, **strides}
+    norm |= {"WIDTH": hidden, "BLOCK": power(hidden)}
+    heads = {"QKV": dtype, "ANGLES": F32, "Q_WEIGHT": dtype, "K_WEIGHT": dtype, "stride": "i32"}
+    heads |= {"eps": "fp32", "Q_HEADS": q_heads, "K_HEADS": 8, "HALF": 64, "BLOCK": 64}
+    block = power(width) if rows == FP8 else triton_kernels.SWIGLU_BLOCK
+    mlp = {"GATE_UP": dtype, "Y": rows, **scale, "stride": "i32", "WIDTH": width, "BLOCK": block}
+    plain = {"X": dtype, "Y": rows, **scale, "stride": "i32"}
+    plain |= {"WIDTH": q_heads * 128, "BLOCK": power(q_heads * 128)}
+    always = {
+        "add_norm": (triton_kernels._add_norm, norm | {"ADDS": True}),
+        "norm": (triton_kernels._add_norm, norm | {"X": residual, "ADDS": False}),
+        "swiglu": (triton_kernels._swiglu, mlp),
+    }
+    if form == "fp8":
+        return always | {"to_rows": (triton_kernels._to_rows, plain)}
+    heads["BLOCK_HEADS"] = power(q_heads + 8)
+    return always | {"qk_norm_rope": (triton_kernels._qk_norm_rope, heads)}
+
+
+def resources(kernel, arguments: dict, capability: int) -> dict[str, int]:
+    """Return the registers a thread takes, and the bytes of stack, where spilled ones go."""
+    place = {name: i for i, name in enumerate(kernel.arg_names)}
+    assert set(place) == set(arguments)
+    types = {name: value for name, value in arguments.items() if isinstance(value, str)}
+    constants = {name: value for name, value in arguments.items() if name not in types}
+    source = ASTSource(
+        kernel,
+        {name: types.get(name, "constexpr") for name in place},
+        constexprs={(place[name],): value for name, value in constants.items()},
+        attrs={
+            (place[name],): [["tt.divisibility", 16]] for name in types if types[name] != "fp32"
+        },
     )
-    return {
-        "add_norm": (triton_kernels._add_norm, (*norm, hidden, hidden_block, True), hidden_block),
-        "norm": (
-            triton_kernels._add_norm,
-            (f"*{residual}", *norm[1:], hidden, hidden_block, False),
-            hidden_block,
-        ),
-        "qk_norm_rope": (
-            triton_kernels._qk_norm_rope,
-            (f"*{dtype}", f"*{FP32}", f"*{dtype}", f"*{dtype}", "i32", FP32,
-             q_heads, 8, 64, heads, 64),
-            heads * 64,
-        ),
-        "swiglu": (
-            triton_kernels._swiglu,
-            (f"*{dtype}", f"*{rounded}", scale, "i32", width, block),
-            block,
-        ),
-        "to_rows": (
-            triton_kernels._to_rows,
-            (f"*{dtype}", f"*{rounded}", scale, "i32", q_heads * 128,
-             triton.next_power_of_2(q_heads * 128)),
-            triton.next_power_of_2(q_heads * 128),
-        ),
-    }  # fmt: skip
-
-
-def compiled(kernel, arguments: tuple, block: int, capability: int) -> dict[str, int]:
-    """Return the registers and the bytes of stack, where spilled registers go, of one kernel."""
-    names = kernel.arg_names
-    is_type = [isinstance(value, str) for value in arguments]
-    signature = {
-        name: value if is_one else "constexpr"
-        for name, value, is_one in zip(names, arguments, is_type, strict=False)
-    }
-    constants = {(i,): value for i, value in enumerate(arguments) if not is_type[i]}
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, value in enumerate(arguments)
-        if is_type[i] and value != FP32
-    }
-    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": triton_kernels._num_warps(block)}
+    options = triton_kernels.options(constants)
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        usage = subprocess.run(
-            [CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
+        command = [CUOBJDUMP, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {word: int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK")}
 
 
 def main(capability: int) -> None:
-    """Print {model: {kernel: {"REG": …, "STACK": …}}} for every form the card runs."""
-    forms = [("bf16", "bf16", "bf16"), ("fp16", "fp32", "fp16")]
-    if (capability // 10, capability % 10) >= FP8_CAPABILITY:
-        forms.append(("bf16", "bf16", FP8))
-    results = {}
-    for model in SHAPES:
-        for dtype, residual, rounded in forms:
-            for name, (kernel, arguments, block) in launches(
-                model, dtype, residual, rounded
-            ).items():
-                key = f"{model} {dtype} {residual} {rounded} {name}"
-                results[key] = compiled(kernel, arguments, block, capability)
-    sys.stdout.write(json.dumps(results))
+    """Write {"model form kernel": {"REG": …, "STACK": …}} for the forms that the card runs."""
+    forms = ["float16"] if capability < 80 else ["bfloat16", "fp8"][: 1 + (capability >= 89)]
+    used = {
+        f"{model} {form} {name}": resources(*launch, capability)
+        for model in MODELS
+        for form in forms
+        for name, launch in launches(model, form).items()
+    }
+    sys.stdout.write(json.dumps(used))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-# pyright: reportMissingParameterType=false, reportUnknownParameterType=false
-# pyright: reportUntypedFunctionDecorator=false, reportMissingImports=false
 """The elementwise operations between the matrix products, each fused into one Triton kernel.
 
 One pass over the values where the plain functions of `kernels` take several; computed in float32
 and rounded once. Importing this module imports Triton, which is there with torch's CUDA builds on
 Linux. Letters in the kernels: a tensor's name in capitals is the pointer to it.
 """
+
+# A kernel's arguments are no Python values, and Triton allows them no type; on a Mac there is none.
+# pyright: reportMissingParameterType=false, reportUnknownParameterType=false
+# pyright: reportUntypedFunctionDecorator=false, reportMissingImports=false
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def launches(model: str, form: str) -> dict[str, tuple]:
 
 
 def resources(kernel, arguments: dict, capability: int) -> dict[str, int]:
-    """Return the registers a thread takes, and the bytes of stack, where spilled ones go."""
+    """Return registers per thread, bytes of stack (for spilled ones) and maxima that keep NaN."""
     place = {name: i for i, name in enumerate(kernel.arg_names)}
     assert set(place) == set(arguments)
     types = {name: value for name, value in arguments.items() if isinstance(value, str)}
@@ -75,11 +75,12 @@ def resources(kernel, arguments: dict, capability: int) -> dict[str, int]:
         file.flush()
         command = [CUOBJDUMP, "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {word: int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK")}
+    found = {word: int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK")}
+    return found | {"max.NaN": binary.asm["ptx"].count("max.NaN")}
 
 
 def main(capability: int) -> None:
-    """Write {"model form kernel": {"REG": …, "STACK": …}} for the forms that the card runs."""
+    """Write {"model form kernel": {"REG": …, …}} for the forms that the card runs."""
     forms = ["float16"] if capability < 80 else ["bfloat16", "fp8"][: 1 + (capability >= 89)]
     used = {
         f"{model} {form} {name}": resources(*launch, capability)

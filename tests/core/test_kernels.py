@@ -186,7 +186,10 @@ def test_no_nan_passes_as_a_number(bad):
 
 @pytest.mark.parametrize("capability", [75, 80, 89, 90])
 def test_every_kernel_compiles(capability, tmp_path):
-    """For every card from Turing to Hopper the kernels compile, and spill no register."""
+    """For every card from Turing to Hopper the kernels compile, and spill no register.
+
+    Where rows are rounded, NaN is kept by an instruction of its own, which nothing interprets.
+    """
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.core.compile_kernels", str(capability)],
@@ -198,7 +201,9 @@ def test_every_kernel_compiles(capability, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     usage = json.loads(done.stdout)
-    assert any("fp8" in name for name in usage) == (capability >= 89)
+    rounding = {name: one["max.NaN"] for name, one in usage.items() if "fp8" in name}
+    assert bool(rounding) == (capability >= 89)
+    assert all(rounding.values())
     spilled = {name: one["STACK"] for name, one in usage.items() if one["STACK"]}
     assert not spilled
 

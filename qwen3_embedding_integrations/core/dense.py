@@ -12,7 +12,18 @@ import torch.nn.functional as F
 from . import kernels
 from .checkpoint import Architecture
 from .kernels import Operations, Projected
-from .linear import Linear, Rows, Weight, product, select_outputs
+from .linear import (
+    Int8Linear,
+    Linear,
+    PackedLinear,
+    QuantizedWeight,
+    Rows,
+    Weight,
+    WidenedLinear,
+    has_packed_products,
+    product,
+    select_outputs,
+)
 from .weights import Layer
 
 # On a CPU a product reads its weights once for each panel of rows, and what stands between two
@@ -51,6 +62,47 @@ class DenseParts(Protocol):
     ) -> torch.Tensor:
         """Add x (T, H) and return the norm of the sum, (T, H)."""
         ...
+
+
+def choose_dense(
+    architecture: Architecture,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    has_fast_bfloat16: bool = False,
+) -> tuple[DenseParts, str]:
+    """Return the dense parts in the device's best form, and what their kernels are.
+
+    `has_fast_bfloat16` says of a CPU that it multiplies bfloat16 faster than float32.
+    """
+    if device.type != "cpu":
+        operations, reason = choose_operations(device)
+        return Dense(architecture, dtype, operations), reason
+    can_pack = has_packed_products()
+    packed = {torch.float32: can_pack, torch.bfloat16: can_pack and has_fast_bfloat16}
+
+    def make_linear(weight: Weight) -> Linear:
+        if isinstance(weight, QuantizedWeight):
+            return Int8Linear(weight)
+        return (PackedLinear if packed.get(weight.dtype) else WidenedLinear)(weight)
+
+    return CpuDense(architecture, make_linear), "plain, in blocks (cpu)"
+
+
+def choose_operations(device: torch.device) -> tuple[Operations, str]:
+    """Return the elementwise operations for an accelerator, and why these."""
+    if device.type != "cuda":
+        return kernels, f"plain ({device.type})"
+    try:
+        from . import triton_kernels
+
+        ones = torch.ones(1, 16, device=device)
+        triton_kernels.add_norm(None, ones, ones[0], 1e-6, torch.float32)
+    except Exception as error:
+        # Triton is not in every build of torch, and compiles with a C compiler that not every image
+        # has. Whatever it is that it lacks, the plain functions compute the same.
+        return kernels, f"plain (Triton does not run: {type(error).__name__}: {error})"
+    return triton_kernels, "fused (Triton)"
 
 
 class Dense:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, ModelLoadError
-from . import kernels
 from .attention import FLASH_CAPABILITY, choose_attention
 from .checkpoint import (
     Architecture,
@@ -24,20 +23,10 @@ from .checkpoint import (
     weight_files,
 )
 from .config import DEFAULT_MODEL, TINY, EngineConfig
-from .dense import CpuDense, Dense, DenseParts
+from .dense import choose_dense
 from .engine import Engine
 from .heads import EmbeddingHead
-from .kernels import Operations
-from .linear import (
-    Int8Linear,
-    Linear,
-    PackedLinear,
-    QuantizedWeight,
-    Weight,
-    WidenedLinear,
-    fp8_obstacle,
-    has_packed_products,
-)
+from .linear import fp8_obstacle, has_packed_products
 from .model import Qwen3Model
 from .quantization import Quantizer
 from .team import Team, on_fresh_thread
@@ -106,7 +95,9 @@ def _load_model(config: EngineConfig) -> LoadedModel:
     attention, reason = choose_attention(
         config.attention, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
     )
-    dense, kernels_reason = _dense_parts(architecture, device, dtype)
+    dense, kernels_reason = choose_dense(
+        architecture, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
+    )
     quantizer = None
     if config.quantization and not is_stored_int8:
         quantizer = Quantizer(architecture, tokenizer, config.quantization, device)
@@ -253,40 +244,6 @@ def _cpu_multiplies_bfloat16() -> bool:
         return False
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")[:4096]
-
-
-def _dense_parts(
-    architecture: Architecture, device: torch.device, dtype: torch.dtype
-) -> tuple[DenseParts, str]:
-    """Return the dense parts in the device's best form, and what their kernels are."""
-    if device.type != "cpu":
-        operations, reason = choose_operations(device)
-        return Dense(architecture, dtype, operations), reason
-    packs_bfloat16 = has_packed_products() and _cpu_multiplies_bfloat16()
-    packed = {torch.float32: has_packed_products(), torch.bfloat16: packs_bfloat16}
-
-    def make_linear(weight: Weight) -> Linear:
-        if isinstance(weight, QuantizedWeight):
-            return Int8Linear(weight)
-        return (PackedLinear if packed.get(weight.dtype) else WidenedLinear)(weight)
-
-    return CpuDense(architecture, make_linear), "plain, in blocks (cpu)"
-
-
-def choose_operations(device: torch.device) -> tuple[Operations, str]:
-    """Return the elementwise operations for an accelerator, and why these."""
-    if device.type != "cuda":
-        return kernels, f"plain ({device.type})"
-    try:
-        from . import triton_kernels
-
-        ones = torch.ones(1, 16, device=device)
-        triton_kernels.add_norm(None, ones, ones[0], 1e-6, torch.float32)
-    except Exception as error:
-        # Triton is not in every build of torch, and compiles with a C compiler that not every image
-        # has. Whatever it is that it lacks, the plain functions compute the same.
-        return kernels, f"plain (Triton does not run: {type(error).__name__}: {error})"
-    return triton_kernels, "fused (Triton)"
 
 
 def _torch_dtype(name: str) -> torch.dtype:

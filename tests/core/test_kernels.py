@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from qwen3_embedding_integrations.core import kernels
+from qwen3_embedding_integrations.core.dense import choose_operations
 from qwen3_embedding_integrations.core.linear import E4M3, Rows, product, quantize_weight_fp8
-from qwen3_embedding_integrations.core.loading import choose_operations
 
 triton_kernels = pytest.importorskip(
     "qwen3_embedding_integrations.core.triton_kernels", reason="Triton is for Linux alone"

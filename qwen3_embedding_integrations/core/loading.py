@@ -23,20 +23,12 @@ from .checkpoint import (
     weight_files,
 )
 from .config import DEFAULT_MODEL, TINY, EngineConfig
-from .dense import CpuDense, Dense, DenseParts
+from .dense import choose_dense
 from .devices import free_bytes, on_device, one_each, together
 from .engine import Engine, Runner
 from .graphs import CudaCapture
 from .heads import EmbeddingHead
-from .linear import (
-    Int8Linear,
-    Linear,
-    PackedLinear,
-    QuantizedWeight,
-    Weight,
-    WidenedLinear,
-    has_packed_products,
-)
+from .linear import fp8_obstacle, has_packed_products
 from .memory import Room, check_weights, find_room
 from .model import Qwen3Model
 from .quantization import Quantizer
@@ -48,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 # Wide enough to keep the matrix units busy, small enough that a search waits little behind it.
 MAX_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}
+QUANTIZED_ON = {"int8": "cpu", "fp8": "cuda"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +82,11 @@ def _load_model(config: EngineConfig) -> LoadedModel:
     folder = locate_model(config)
     architecture = read_architecture(folder)
     is_stored_int8 = read_quantization(folder) is not None
+    if is_stored_int8 and config.quantization == "fp8":
+        raise ConfigError(
+            f'quantization="fp8": the weights in {folder} are int8 already; give the model that '
+            "they were made of"
+        )
     config = resolve(replace(config, quantization="int8") if is_stored_int8 else config)
     stamps = _stamps(folder)
     tokenizer = Tokenizer(folder)
@@ -162,12 +160,14 @@ def _make_model(
     attention, reason = choose_attention(
         config.attention, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
     )
-    dense = _dense_parts(architecture, device, dtype)
+    dense, kernels_reason = choose_dense(
+        architecture, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
+    )
     quantizer = None
     if config.quantization and not is_stored_int8:
-        quantizer = Quantizer(architecture, tokenizer)
+        quantizer = Quantizer(architecture, tokenizer, config.quantization, device)
 
-    def pack(embedding: torch.Tensor, layers: Iterable[Layer]) -> list[Any]:
+    def pack(embedding: torch.Tensor, layers: Iterable[Layer]) -> Iterable[Any]:
         return dense.pack(layers if quantizer is None else quantizer.quantize(embedding, layers))
 
     weights = load_weights(
@@ -183,10 +183,13 @@ def _make_model(
         attention=attention,
         dense=dense,
         device=device,
-        dtype=torch.float32 if device.type == "cpu" else dtype,
+        # The residual's: sums over all layers exceed float16 where products do not.
+        dtype=torch.float32 if device.type == "cpu" or dtype == torch.float16 else dtype,
         team=Team(torch.get_num_threads()) if device.type == "cpu" else None,
     )
-    logger.info("%s on %s; attention: %s", config.model, config.device, reason)
+    logger.info(
+        "%s on %s; attention: %s; kernels: %s", config.model, config.device, reason, kernels_reason
+    )
     return model, attention
 
 
@@ -197,17 +200,9 @@ def resolve(config: EngineConfig) -> EngineConfig:
 
 def _resolve_one(config: EngineConfig) -> EngineConfig:
     """Return the config of one device, resolved."""
-    device = _resolve_device(config.device, needs_cpu=config.quantization is not None)
-    if config.quantization and device.type != "cpu":
-        raise ConfigError(
-            f'quantization="{config.quantization}" runs on a CPU, not on device="{config.device}"; '
-            'use device="cpu" or "auto", or leave quantization out'
-        )
-    if config.quantization and not has_packed_products():
-        raise ConfigError(
-            f'quantization="{config.quantization}" needs an x86 processor and a torch with oneDNN '
-            f"(this is {platform.machine()}, torch {torch.__version__}); leave it out"
-        )
+    device = _resolve_device(config.device, config.quantization)
+    if config.quantization:
+        _check_quantization(config, device)
     dtype = config.dtype
     if dtype == "auto":
         dtype = "bfloat16" if _has_fast_bfloat16(device) else "float32"
@@ -225,9 +220,36 @@ def _resolve_one(config: EngineConfig) -> EngineConfig:
     )
 
 
-def _resolve_device(name: str, *, needs_cpu: bool) -> torch.device:
-    if name == "auto" and needs_cpu:
-        return torch.device("cpu")
+def _check_quantization(config: EngineConfig, device: torch.device) -> None:
+    """Raise ConfigError unless the device can multiply in what `quantization` names."""
+    word = f'quantization="{config.quantization}"'
+    if device.type != QUANTIZED_ON[str(config.quantization)]:
+        where = {"int8": "a CPU", "fp8": "an NVIDIA card"}[str(config.quantization)]
+        raise ConfigError(
+            f'{word} runs on {where}, not on device="{config.device}"; '
+            f'use device="{QUANTIZED_ON[str(config.quantization)]}" or "auto", '
+            "or leave quantization out"
+        )
+    if config.quantization == "fp8":
+        obstacle = fp8_obstacle(device, torch.cuda.get_device_capability(device))
+        if obstacle:
+            name = torch.cuda.get_device_name(device)
+            raise ConfigError(f"{word} on {name}: {obstacle}; leave quantization out")
+    elif not has_packed_products():
+        raise ConfigError(
+            f"{word} needs an x86 processor and a torch with oneDNN "
+            f"(this is {platform.machine()}, torch {torch.__version__}); leave it out"
+        )
+
+
+def _resolve_device(name: str, quantization: str | None) -> torch.device:
+    if name == "auto" and quantization:
+        name = QUANTIZED_ON[quantization]
+        if name == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                f'quantization="{quantization}" needs an NVIDIA card, and torch '
+                f'{torch.__version__} sees none here; leave it out, or use "int8" on an x86 CPU'
+            )
     if name == "auto":
         has_cuda, has_mps = torch.cuda.is_available(), _has_sound_mps()
         name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
@@ -283,23 +305,6 @@ def _cpu_multiplies_bfloat16() -> bool:
         return False
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")[:4096]
-
-
-def _dense_parts(
-    architecture: Architecture, device: torch.device, dtype: torch.dtype
-) -> DenseParts:
-    """Return the dense parts in the device's best form."""
-    if device.type != "cpu":
-        return Dense(architecture)
-    packs_bfloat16 = has_packed_products() and _cpu_multiplies_bfloat16()
-    packed = {torch.float32: has_packed_products(), torch.bfloat16: packs_bfloat16}
-
-    def make_linear(weight: Weight) -> Linear:
-        if isinstance(weight, QuantizedWeight):
-            return Int8Linear(weight)
-        return (PackedLinear if packed.get(weight.dtype) else WidenedLinear)(weight)
-
-    return CpuDense(architecture, make_linear)
 
 
 def _torch_dtype(name: str) -> torch.dtype:

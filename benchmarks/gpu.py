@@ -168,7 +168,8 @@ def _verdict(result: dict[str, Any]) -> dict[str, Any]:
     """Return whether ours is as near to float32 as allowed, and how many times as fast."""
     engines = result["engines"]
     ours = engines["ours bfloat16"]
-    ratio = ours.get("correctness", {}).get("mean_error_over_transformers")
+    correctness = ours.get("correctness", {})
+    ratio = correctness.get("mean_error_over_transformers")
     times: dict[str, Any] = {}
     for name, measured in engines.items():
         for mix in MIXES:
@@ -177,7 +178,12 @@ def _verdict(result: dict[str, Any]) -> dict[str, Any]:
             if theirs and mine and not name.startswith("ours"):
                 times.setdefault(name, {})[mix.name] = mine / theirs
     is_near = ratio is not None and ratio <= measures.ALLOWED_ERROR_RATIO
-    return {"error_ratio": ratio, "is_near_enough": is_near, "times_as_fast_as": times}
+    return {
+        "error_ratio": ratio,
+        "texts_beyond_allowed": correctness.get("texts_beyond_allowed"),
+        "is_near_enough": is_near,
+        "times_as_fast_as": times,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -343,6 +343,19 @@ def test_cards_of_different_dtypes_are_not_mixed():
 
 
 @pytest.mark.cuda
+def test_all_cards_together_give_the_processors_vectors():
+    """Every visible card behind one encoder: each text has the vector the processor gives it."""
+    texts = [f"text {i} " * (1 + i % 40) for i in range(400)]
+    options = {"model": "tiny", "dtype": "float32", "max_batch_tokens": 512}
+    with Qwen3Encoder(EncoderConfig(device="cpu", **options)) as encoder:
+        expected = encoder.encode_documents(texts)
+    with Qwen3Encoder(EncoderConfig(device="cuda:all", **options)) as encoder:
+        vectors = encoder.encode_documents(texts)
+    cosine = (vectors * expected).sum(axis=1).min()
+    assert cosine > 0.9999, f"worst cosine {cosine}"
+
+
+@pytest.mark.cuda
 def test_all_cards_are_named_by_number():
     """On a machine with cards, "cuda:all" names each of them."""
     expected = [f"cuda:{i}" for i in range(torch.cuda.device_count())]

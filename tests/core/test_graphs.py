@@ -21,12 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
-from qwen3_embedding_integrations.core.attention import Segments
+from qwen3_embedding_integrations.core.attention import CAPTURABLE, Segments
 from qwen3_embedding_integrations.core.graphs import MAX_GRAPHS
-from qwen3_embedding_integrations.core.heads import EmbeddingHead
+from qwen3_embedding_integrations.core.heads import EmbeddingHead, unit_vectors
 from qwen3_embedding_integrations.core.layout import PREFIX_ROOMS, choose_bucket
-from qwen3_embedding_integrations.core.model import Qwen3Model
+from qwen3_embedding_integrations.core.model import Plan, Qwen3Model, Texts
 from qwen3_embedding_integrations.core.packing import PackedBatch
+from qwen3_embedding_integrations.core.weights import Layer, Weights
 from tests.checkpoints import SHAPE_SMALL, write_checkpoint
 from tests.core.test_model import native_model
 from tests.oracle import largest_difference, vectors_of_ids
@@ -285,6 +286,40 @@ def test_the_number_of_graphs_is_limited(plain):
         head.graphs(batch)
     assert head.graphs.num_captured == len(shapes) > MAX_GRAPHS
     assert len(head.graphs._graphs) == MAX_GRAPHS
+
+
+@pytest.mark.parametrize("attention", CAPTURABLE)
+@pytest.mark.parametrize("num_prefix", [0, 18])
+def test_a_captured_forward_reads_nothing_back(folder, attention, num_prefix):
+    """A bucket's forward runs on tensors without values, by the operators of a card.
+
+    So nothing in it waits for the device, which a capture forbids, and the operators take what
+    they are given.
+    """
+    meta = torch.device("meta")
+    base = native_model(folder, torch.bfloat16)
+    a, weights = base.architecture, base._weights
+    layers = tuple(
+        Layer(*(getattr(layer, name).to(meta) for name in Layer.__slots__))
+        for layer in weights.layers
+    )
+    model = Qwen3Model(
+        Weights(weights.embedding.to(meta), layers, weights.norm.to(meta)),
+        a,
+        attention=attention,
+        dense=base._dense,
+        device=meta,
+        dtype=torch.bfloat16,
+    )
+    bucket = choose_bucket(random_batch(random.Random(0), 3, 9, range(num_prefix)))
+    assert bucket is not None
+    words = torch.empty(bucket.shape.num_words, dtype=torch.int64, device=meta)
+    texts = Texts([], [], bucket.longest, bucket.longest + bucket.prefix_rows)
+    shape = (a.num_layers, 2, bucket.prefix_rows, a.num_kv_heads, a.head_dim)
+    prefix = torch.empty(shape, dtype=torch.bfloat16, device=meta) if num_prefix else None
+    vectors = unit_vectors(model.forward(Plan.of_words(words, bucket.shape, texts), prefix))
+    assert vectors.shape == (bucket.num_texts, a.hidden_size)
+    assert vectors.dtype == torch.float32
 
 
 @pytest.mark.cuda

@@ -21,6 +21,7 @@ from .bench.command import bench
 from .core.config import EncoderConfig
 from .errors import ConfigError, InputError, Qwen3EmbeddingError
 from .quantize import quantize
+from .rerank import rerank
 
 if TYPE_CHECKING:
     from .contract import EmbeddingContract
@@ -35,8 +36,8 @@ app = typer.Typer(
 )
 contract_app = typer.Typer(help="Show or compare the facts that made vectors.")
 app.add_typer(contract_app, name="contract")
-app.command()(bench)
-app.command()(quantize)
+for verb in (bench, quantize, rerank):
+    app.command()(verb)
 out = Console()
 err = Console(stderr=True)
 

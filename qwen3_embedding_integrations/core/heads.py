@@ -1,7 +1,8 @@
-"""Last hidden state to result: unit vectors, checked, on the host."""
+"""Last hidden state to result, checked, on the host: unit vectors, or the probability of "yes"."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -16,16 +17,23 @@ from .packing import PackedBatch
 Vectors = npt.NDArray[np.float32]
 
 
-class EmbeddingHead:
-    """Starts a forward and hands back what waits for its vectors."""
+class Head(ABC):
+    """Starts a forward and hands back what waits for its results."""
+
+    results: str  # what they are called in a message
+    width: int  # numbers of a result, R
 
     def __init__(self, model: Qwen3Model) -> None:
         self._model = model
 
+    @abstractmethod
+    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the results (B, R) of the last hidden states (B, H), both float32."""
+
     @torch.inference_mode()
     def __call__(self, batch: PackedBatch) -> Callable[[], Vectors]:
-        """Launch the batch; the returned function waits for its unit vectors, (B, H) float32."""
-        vectors = F.normalize(self._model(batch).float(), dim=-1)  # (B, H)
+        """Launch the batch; the returned function waits for its results, (B, R) float32."""
+        vectors = self._read(self._model(batch).float())  # (B, R)
         if not vectors.is_cuda:
             return lambda: self._checked(vectors.cpu().numpy())
         on_host = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
@@ -50,5 +58,35 @@ class EmbeddingHead:
             "float32": "the weights are damaged: download them again",
         }[name]
         raise NonFiniteOutputError(
-            f"{num_bad} of {len(vectors)} vectors hold NaN or inf in {name}; {remedy}"
+            f"{num_bad} of {len(vectors)} {self.results} hold NaN or inf in {name}; {remedy}"
         )
+
+
+class EmbeddingHead(Head):
+    """Gives each text's unit vector, (B, H)."""
+
+    results = "vectors"
+
+    def __init__(self, model: Qwen3Model) -> None:
+        super().__init__(model)
+        self.width = model.architecture.hidden_size
+
+    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.normalize(hidden, dim=-1)
+
+
+class RerankingHead(Head):
+    """Gives the probability that the next token is "yes" and not "no", (B, 1)."""
+
+    results = "scores"
+    width = 1
+
+    def __init__(self, model: Qwen3Model, answers: torch.Tensor) -> None:
+        """Take the output layer's rows of "yes" and "no", (2, H)."""
+        super().__init__(model)
+        yes, no = answers.to(model.device, torch.float32)
+        self._direction = yes - no  # (H,)
+
+    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
+        # The softmax over two logits is the sigmoid of their difference.
+        return torch.sigmoid(hidden @ self._direction)[:, None]

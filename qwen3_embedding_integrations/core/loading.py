@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from ..errors import ConfigError, ModelLoadError
 from .attention import FLASH_CAPABILITY, choose_attention
 from .checkpoint import (
     Architecture,
+    Task,
     content_hash,
     locate_model,
     read_architecture,
@@ -25,7 +26,7 @@ from .checkpoint import (
 from .config import DEFAULT_MODEL, TINY, EngineConfig
 from .dense import CpuDense, Dense, DenseParts
 from .engine import Engine
-from .heads import EmbeddingHead
+from .heads import EmbeddingHead, Head, RerankingHead
 from .linear import (
     Int8Linear,
     Linear,
@@ -35,11 +36,12 @@ from .linear import (
     WidenedLinear,
     has_packed_products,
 )
-from .model import Qwen3Model
+from .model import Computed, Qwen3Model
+from .pairs import PairTokenizer
 from .quantization import Quantizer
 from .team import Team, on_fresh_thread
 from .tokenizer import Tokenizer
-from .weights import Layer, load_weights
+from .weights import Layer, load_weights, read_output_rows
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +49,19 @@ logger = logging.getLogger(__name__)
 MAX_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}
 
 
+T = TypeVar("T", Tokenizer, PairTokenizer)
+
+
 @dataclass(frozen=True, eq=False)
-class LoadedModel:
+class LoadedModel(Generic[T]):
     """One copy of the weights, the engine that runs them, and what they are."""
 
     config: EngineConfig  # with device, dtype and max_batch_tokens resolved
     folder: Path
     architecture: Architecture
-    tokenizer: Tokenizer
+    tokenizer: T
     engine: Engine
+    computed: Computed
     stamps: tuple[tuple[Path, int, int], ...]  # each weight file's size and time when it was read
 
     @cached_property
@@ -72,22 +78,29 @@ class LoadedModel:
         return content_hash(self.folder, self.architecture)
 
 
-def load_model(config: EngineConfig) -> LoadedModel:
-    """Return the model, ready to run. Raises ModelLoadError or ConfigError."""
+def load_model(config: EngineConfig) -> LoadedModel[Tokenizer]:
+    """Return the embedding model, ready to run. Raises ModelLoadError or ConfigError."""
     # On a thread that ends: an operation leaves its thread with a team of OpenMP threads. With more
     # of these than cores, OpenMP puts its threads to sleep between operations, and waking them
     # doubles the time of a query. And in a forked child the caller may stand in a team whose other
     # threads stayed behind, and would wait for them for ever.
-    return on_fresh_thread(lambda: _load_model(config))
+    return on_fresh_thread(lambda: _load_model(config, "embedding", Tokenizer))
 
 
-def _load_model(config: EngineConfig) -> LoadedModel:
+def load_reranker(config: EngineConfig) -> LoadedModel[PairTokenizer]:
+    """Return the reranker, ready to run. Raises ModelLoadError or ConfigError."""
+    return on_fresh_thread(lambda: _load_model(config, "reranking", PairTokenizer))
+
+
+def _load_model(
+    config: EngineConfig, task: Task, make_tokenizer: Callable[[Path], T]
+) -> LoadedModel[T]:
     folder = locate_model(config)
-    architecture = read_architecture(folder)
+    architecture = read_architecture(folder, task)
     is_stored_int8 = read_quantization(folder) is not None
     config = resolve(replace(config, quantization="int8") if is_stored_int8 else config)
     stamps = _stamps(folder)
-    tokenizer = Tokenizer(folder)
+    tokenizer = make_tokenizer(folder)
     if tokenizer.num_ids > architecture.vocab_size:
         raise ModelLoadError(
             f"{folder}: tokenizer.json knows {tokenizer.num_ids} tokens, the model "
@@ -121,9 +134,10 @@ def _load_model(config: EngineConfig) -> LoadedModel:
         dtype=torch.float32 if device.type == "cpu" else dtype,
         team=Team(torch.get_num_threads()) if device.type == "cpu" else None,
     )
+    head = _make_head(model, folder, tokenizer)
     engine = Engine(
-        EmbeddingHead(model),
-        width=architecture.hidden_size,
+        head,
+        width=head.width,
         max_batch_tokens=int(config.max_batch_tokens),
         device=config.device,
         max_in_flight=2 if device.type == "cuda" else 1,
@@ -131,7 +145,13 @@ def _load_model(config: EngineConfig) -> LoadedModel:
     logger.info("%s on %s; attention: %s", config.model, config.device, reason)
     if config.model == TINY:
         logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
-    return LoadedModel(config, folder, architecture, tokenizer, engine, stamps)
+    return LoadedModel(config, folder, architecture, tokenizer, engine, model.computed, stamps)
+
+
+def _make_head(model: Qwen3Model, folder: Path, tokenizer: Tokenizer | PairTokenizer) -> Head:
+    if isinstance(tokenizer, Tokenizer):
+        return EmbeddingHead(model)
+    return RerankingHead(model, read_output_rows(folder, model.architecture, tokenizer.answer_ids))
 
 
 def resolve(config: EngineConfig) -> EngineConfig:

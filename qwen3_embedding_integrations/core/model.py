@@ -8,6 +8,7 @@ that read the same input, and in the last layer only each text's last token goes
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -24,6 +25,14 @@ from .team import Team
 from .weights import Weights
 
 MAX_PREFIXES = 32  # instructions whose keys and values are kept
+MAX_KEPT_TOKENS = 2048  # of all of them; at the 0.6B shape 230 KB each in float32
+
+
+@dataclass(slots=True)
+class Computed:
+    """What has gone through a model so far."""
+
+    num_tokens: int = 0  # a prefix once, not once for every text behind it
 
 
 class Prefix(NamedTuple):
@@ -62,6 +71,7 @@ class Qwen3Model:
         self.device = device
         self.dtype = dtype  # of the activations
         self.weights_dtype = weights.norm.dtype
+        self.computed = Computed()
         self._weights = weights
         self._attention = attention
         self._dense = dense
@@ -72,15 +82,19 @@ class Qwen3Model:
         """Return (B, H) in the model's dtype."""
         prefix = self._prefix(batch.prefix_ids) if batch.prefix_ids else None
         forward = partial(self._forward, prefix=prefix, keep=None)
+        self.computed.num_tokens += batch.num_tokens
         return forward(batch) if self._team is None else self._team.run(forward, batch)
 
     def _prefix(self, ids: tuple[int, ...]) -> Prefix:
         """Return the prefix's keys and values, computed once, in a forward of its own."""
         if ids not in self._prefixes:
             kept = Prefix([], [])
+            self.computed.num_tokens += len(ids)
             self._forward(PackedBatch.pack([np.array(ids, np.int32)]), None, keep=kept)
             self._prefixes[ids] = kept
-            if len(self._prefixes) > MAX_PREFIXES:
+            while len(self._prefixes) > MAX_PREFIXES or (
+                len(self._prefixes) > 1 and sum(map(len, self._prefixes)) > MAX_KEPT_TOKENS
+            ):
                 self._prefixes.popitem(last=False)
         self._prefixes.move_to_end(ids)
         return self._prefixes[ids]

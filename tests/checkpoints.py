@@ -46,8 +46,8 @@ def write_reranker(
     """Write a folder laid out like the official rerankers, with random weights.
 
     That is: the plain tokenizer, names that begin with "model.", no modules.json and, where the
-    output layer is not tied to the embedding (as in the 8B), lm_head.weight. The last norm is ten
-    times as large as random weights have it, so that scores are anything from 0 to 1.
+    output layer is not tied to the embedding (as in the 8B), lm_head.weight. The last norm is
+    larger than random weights have it, so that scores lie well apart between 0 and 1.
     """
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_bytes(plain_tokenizer())
@@ -63,7 +63,7 @@ def write_reranker(
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
     tensors = {f"model.{name}": one for name, one in random_tensors(shape, seed=seed).items()}
-    tensors["model.norm.weight"] *= 10
+    tensors["model.norm.weight"] *= 75 * shape["hidden_size"] ** -0.5
     if not is_tied:
         generator = torch.Generator().manual_seed(seed + 1)
         size = shape["vocab_size"], shape["hidden_size"]

@@ -122,9 +122,10 @@ def test_true_shape(tmp_path_factory):
     folder = write_reranker(tmp_path_factory.mktemp("shape_06b") / "reranker", SHAPE_06B)
     try:
         rng = random.Random(34)
-        documents = [mixed_text(rng, n) for n in (1, 20, 60, 120, 250, 600)]
+        documents = [mixed_text(rng, n) for n in (1, 20, 60, 240)]
         pairs = [(QUERY, document) for document in documents]
-        expected = reference_scores(folder, pairs, WEB_SEARCH, batch_size=3)
+        expected = reference_scores(folder, pairs, WEB_SEARCH)
+        assert expected.std() > 0.02, expected
         gc.collect()
         with Qwen3Reranker(RerankerConfig(model=str(folder), dtype="float32")) as reranker:
             assert_close(reranker.score(QUERY, documents), expected, ATOL)
@@ -194,7 +195,7 @@ def test_tokens_computed(mini):
     """100 documents of 100 tokens under a 150-token frame: the shared part goes through once.
 
     Of 25,000 tokens 150 + 10,000 must be computed at least, and the suffix, which comes after
-    the document, 100 times. With documents of 60 tokens less than a third is left.
+    the document, 100 times. With documents of 50 tokens less than a third is left.
     """
     with Qwen3Reranker(RerankerConfig(model=str(mini), dtype="float32")) as reranker:
         tokenizer = reranker._loaded.tokenizer
@@ -203,14 +204,14 @@ def test_tokens_computed(mini):
         [ids] = tokenizer.encode_queries([query])
         num_shared = len(tokenizer.head(WEB_SEARCH)) + len(ids)
         assert num_shared + num_suffix == 150, num_shared
-        for num_tokens, factor in ((100, 2.25), (60, 3.0)):
+        for num_tokens, factor in ((100, 2.25), (50, 3.0)):
             before = reranker.stats()
             documents = [f"{i:03}" + " word" * (num_tokens - 4) for i in range(100)]
             assert {len(one) for one in tokenizer.encode_documents(documents)} == {num_tokens}
-            reranker.score(query + " now" * (num_tokens == 60), documents)
+            reranker.score(query + " now" * (num_tokens == 50), documents)
             after = reranker.stats()
             unshared, computed = after.tokens - before.tokens, after.computed - before.computed
-            extra = int(num_tokens == 60)  # " now", which makes it another query
+            extra = int(num_tokens == 50)  # " now", which makes it another query
             assert unshared == 100 * (150 + extra + num_tokens)
             assert computed == num_shared + extra + 100 * (num_tokens + num_suffix)
             assert unshared / computed >= factor, f"{unshared / computed:.2f} times fewer"

@@ -173,7 +173,7 @@ class Qwen3Reranker:
         return RerankerStats(
             pairs,
             tokens,
-            loaded.computed.num_tokens,
+            sum(one.num_tokens for one in loaded.computed),
             truncated,
             loaded.engine.num_forwards,
             loaded.engine.num_retries,

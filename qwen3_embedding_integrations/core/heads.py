@@ -28,12 +28,12 @@ class Head(ABC):
 
     @abstractmethod
     def _read(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the results (B, R) of the last hidden states (B, H), both float32."""
+        """Return the results (B, R) float32 of the last hidden states (B, H)."""
 
     @torch.inference_mode()
     def __call__(self, batch: PackedBatch) -> Callable[[], Vectors]:
         """Launch the batch; the returned function waits for its results, (B, R) float32."""
-        vectors = self._read(self._model(batch).float())  # (B, R)
+        vectors = self._read(self._model(batch))  # (B, R)
         if not vectors.is_cuda:
             return lambda: self._checked(vectors.cpu().numpy())
         on_host = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
@@ -72,7 +72,7 @@ class EmbeddingHead(Head):
         self.width = model.architecture.hidden_size
 
     def _read(self, hidden: torch.Tensor) -> torch.Tensor:
-        return F.normalize(hidden, dim=-1)
+        return F.normalize(hidden.float(), dim=-1)
 
 
 class RerankingHead(Head):
@@ -89,4 +89,4 @@ class RerankingHead(Head):
 
     def _read(self, hidden: torch.Tensor) -> torch.Tensor:
         # The softmax over two logits is the sigmoid of their difference.
-        return torch.sigmoid(hidden @ self._direction)[:, None]
+        return torch.sigmoid(hidden.float() @ self._direction)[:, None]

@@ -61,7 +61,7 @@ class LoadedModel(Generic[T]):
     architecture: Architecture
     tokenizer: T
     engine: Engine
-    computed: Computed
+    computed: tuple[Computed, ...]  # by each copy of the model
     stamps: tuple[tuple[Path, int, int], ...]  # each weight file's size and time when it was read
 
     @cached_property
@@ -145,7 +145,7 @@ def _load_model(
     logger.info("%s on %s; attention: %s", config.model, config.device, reason)
     if config.model == TINY:
         logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
-    return LoadedModel(config, folder, architecture, tokenizer, engine, model.computed, stamps)
+    return LoadedModel(config, folder, architecture, tokenizer, engine, (model.computed,), stamps)
 
 
 def _make_head(model: Qwen3Model, folder: Path, tokenizer: Tokenizer | PairTokenizer) -> Head:

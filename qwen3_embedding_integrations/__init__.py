@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         DeviceOutOfMemoryError,
         EngineClosedError,
         EngineError,
+        IndexingError,
         InputError,
         MissingDependencyError,
         ModelError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
+    from .indexing import IndexReport, index_documents
     from .quantize import QuantizedModel, quantize_model
     from .reranker import Qwen3Reranker, RankedDocument, RerankerStats
     from .sharing import shared_encoder, shared_reranker
@@ -43,6 +45,8 @@ __all__ = [
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "IndexReport",
+    "IndexingError",
     "InputError",
     "MissingDependencyError",
     "ModelError",
@@ -57,6 +61,7 @@ __all__ = [
     "RerankerStats",
     "StoreError",
     "TextTooLongError",
+    "index_documents",
     "quantize_model",
     "shared_encoder",
     "shared_reranker",
@@ -67,12 +72,14 @@ _HOMES = {
     "Encoder": "contract",
     "EncoderConfig": "core.config",
     "EncoderStats": "encoder",
+    "IndexReport": "indexing",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
     "Qwen3Reranker": "reranker",
     "RankedDocument": "reranker",
     "RerankerConfig": "core.config",
     "RerankerStats": "reranker",
+    "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",
     "shared_reranker": "sharing",

@@ -39,9 +39,10 @@ from .linear import (
 from .model import Computed, Qwen3Model
 from .pairs import PairTokenizer
 from .quantization import Quantizer
-from .team import Team, on_fresh_thread
+from .team import Team
 from .tokenizer import Tokenizer
 from .weights import Layer, load_weights, read_output_rows
+from .workers import on_fresh_thread
 
 logger = logging.getLogger(__name__)
 

@@ -53,6 +53,9 @@ class FakeQdrant(
         exists = request.collection_name in self._collections
         return messages.CollectionExistsResponse(result=messages.CollectionExists(exists=exists))
 
+    def ListAliases(self, request: Any, context: Any) -> Any:
+        return messages.ListAliasesResponse()
+
     def Create(self, request: Any, context: Any) -> Any:
         self._collections[request.collection_name] = request
         return messages.CollectionOperationResponse(result=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .contract import EmbeddingContract, Encoder
-    from .core.config import EncoderConfig
+    from .core.config import EncoderConfig, RerankerConfig
     from .encoder import EncoderStats, Qwen3Encoder
     from .errors import (
         ConfigError,
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     )
     from .indexing import IndexReport, index_documents
     from .quantize import QuantizedModel, quantize_model
-    from .sharing import shared_encoder
+    from .reranker import Qwen3Reranker, RankedDocument, RerankerStats
+    from .sharing import shared_encoder, shared_reranker
 
 __all__ = [
     "ConfigError",
@@ -54,11 +55,16 @@ __all__ = [
     "QuantizedModel",
     "Qwen3EmbeddingError",
     "Qwen3Encoder",
+    "Qwen3Reranker",
+    "RankedDocument",
+    "RerankerConfig",
+    "RerankerStats",
     "StoreError",
     "TextTooLongError",
     "index_documents",
     "quantize_model",
     "shared_encoder",
+    "shared_reranker",
 ]
 
 _HOMES = {
@@ -69,9 +75,14 @@ _HOMES = {
     "IndexReport": "indexing",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
+    "Qwen3Reranker": "reranker",
+    "RankedDocument": "reranker",
+    "RerankerConfig": "core.config",
+    "RerankerStats": "reranker",
     "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",
+    "shared_reranker": "sharing",
 }  # the rest are errors
 
 

@@ -27,7 +27,7 @@ from ..errors import (
     EngineError,
     Qwen3EmbeddingError,
 )
-from .batching import plan_batches
+from .batching import Group, pack_groups
 from .calls import Call, Share, Vectors, Waiting
 from .packing import Int32Array, PackedBatch
 
@@ -77,20 +77,21 @@ class Engine:
     ) -> Call:
         """Queue N sequences, each to be read after `prefix_ids`.
 
-        The call's future holds their unit vectors, (N, width) float32, in the order given;
-        width 0 is the model's own.
+        The call's future holds their results, (N, width) float32, in the order given;
+        width 0 is the head's own.
         Cancelling the future drops what has not run yet. Raises EngineClosedError.
         """
-        call = Call(np.empty((len(token_ids), width or self.width), np.float32), len(token_ids))
-        if not token_ids:
+        return self.submit_groups([(token_ids, prefix_ids)], width=width)
+
+    def submit_groups(self, groups: Sequence[Group], *, width: int = 0) -> Call:
+        """Queue N sequences as one call, as `submit` does; each group has a prefix of its own."""
+        num_texts = sum(len(token_ids) for token_ids, _ in groups)
+        call = Call(np.empty((num_texts, width or self.width), np.float32), num_texts)
+        if not num_texts:
             call.future.set_result(call.vectors)
             return call
-        lengths = [len(ids) + len(prefix_ids) for ids in token_ids]
-        plan = plan_batches(lengths, self.max_batch_tokens)
-        shares = [
-            Share(PackedBatch.pack([token_ids[row] for row in rows], prefix_ids), rows, call)
-            for rows in plan
-        ]
+        packed = pack_groups(groups, self.max_batch_tokens)
+        shares = [Share(batch, rows, call) for batch, rows in packed]
         if os.getpid() != self._pid:  # before any lock: a fork may have copied it locked
             raise EngineClosedError(
                 f"this encoder belongs to process {self._pid} and does not survive a fork; call "

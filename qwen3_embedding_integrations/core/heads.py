@@ -1,7 +1,8 @@
-"""Last hidden state to result: unit vectors, checked, on the host."""
+"""Last hidden state to result, checked, on the host: unit vectors, or the probability of "yes"."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -18,20 +19,27 @@ from .packing import PackedBatch
 Vectors = npt.NDArray[np.float32]
 
 
-class EmbeddingHead:
-    """Starts a forward and hands back what waits for its vectors."""
+class Head(ABC):
+    """Starts a forward and hands back what waits for its results."""
+
+    results: str  # what they are called in a message
+    width: int  # numbers of a result, R
 
     def __init__(self, model: Qwen3Model, capture: Capture | None = None) -> None:
         self._model = model
-        self.graphs = Graphs(model, unit_vectors, capture) if capture else None
+        self.graphs = Graphs(model, self._read, capture) if capture else None
+
+    @abstractmethod
+    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the results (B, R) float32 of the last hidden states (B, H)."""
 
     @torch.inference_mode()
     def __call__(self, batch: PackedBatch) -> Callable[[], Vectors]:
-        """Launch the batch; the returned function waits for its unit vectors, (B, H) float32."""
+        """Launch the batch; the returned function waits for its results, (B, R) float32."""
         with on_device(self._model.device):
             vectors = self.graphs(batch) if self.graphs else None
             if vectors is None:
-                vectors = unit_vectors(self._model(batch))
+                vectors = self._read(self._model(batch))  # (B, R)
             if not vectors.is_cuda:
                 if self.graphs:
                     vectors = vectors.clone()  # a graph's own tensor is the next call's too
@@ -62,10 +70,42 @@ class EmbeddingHead:
             "float32": "the weights are damaged: download them again",
         }[name]
         raise NonFiniteOutputError(
-            f"{num_bad} of {len(vectors)} vectors hold NaN or inf in {name}; {remedy}"
+            f"{num_bad} of {len(vectors)} {self.results} hold NaN or inf in {name}; {remedy}"
         )
 
 
 def unit_vectors(hidden: torch.Tensor) -> torch.Tensor:
     """Return each row (B, H) at unit length, float32."""
     return F.normalize(hidden.float(), dim=-1)
+
+
+class EmbeddingHead(Head):
+    """Gives each text's unit vector, (B, H)."""
+
+    results = "vectors"
+
+    def __init__(self, model: Qwen3Model, capture: Capture | None = None) -> None:
+        super().__init__(model, capture)
+        self.width = model.architecture.hidden_size
+
+    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
+        return unit_vectors(hidden)
+
+
+class RerankingHead(Head):
+    """Gives the probability that the next token is "yes" and not "no", (B, 1)."""
+
+    results = "scores"
+    width = 1
+
+    def __init__(
+        self, model: Qwen3Model, answers: torch.Tensor, capture: Capture | None = None
+    ) -> None:
+        """Take the output layer's rows of "yes" and "no", (2, H)."""
+        super().__init__(model, capture)
+        yes, no = answers.to(model.device, torch.float32)
+        self._direction = yes - no  # (H,)
+
+    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
+        # The softmax over two logits is the sigmoid of their difference.
+        return torch.sigmoid(hidden.float() @ self._direction)[:, None]

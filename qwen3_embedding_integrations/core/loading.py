@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from ..errors import ConfigError, ModelLoadError
 from .attention import CAPTURABLE, FLASH_CAPABILITY, Attention, choose_attention
 from .checkpoint import (
     Architecture,
+    Task,
     content_hash,
     locate_model,
     read_architecture,
@@ -27,14 +28,15 @@ from .dense import choose_dense
 from .devices import free_bytes, on_device, one_each, together
 from .engine import Engine, Runner
 from .graphs import CudaCapture
-from .heads import EmbeddingHead
+from .heads import EmbeddingHead, Head, RerankingHead
 from .linear import fp8_obstacle, has_packed_products
 from .memory import Room, check_weights, find_room
-from .model import Qwen3Model
+from .model import Computed, Qwen3Model
+from .pairs import PairTokenizer
 from .quantization import Quantizer
 from .team import Team
 from .tokenizer import Tokenizer
-from .weights import Layer, load_weights
+from .weights import Layer, load_weights, read_output_rows
 from .workers import on_fresh_thread
 
 logger = logging.getLogger(__name__)
@@ -44,15 +46,19 @@ MAX_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}
 QUANTIZED_ON = {"int8": "cpu", "fp8": "cuda"}
 
 
+T = TypeVar("T", Tokenizer, PairTokenizer)
+
+
 @dataclass(frozen=True, eq=False)
-class LoadedModel:
+class LoadedModel(Generic[T]):
     """One copy of the weights, the engine that runs them, and what they are."""
 
     config: EngineConfig  # with device, dtype and max_batch_tokens resolved
     folder: Path
     architecture: Architecture
-    tokenizer: Tokenizer
+    tokenizer: T
     engine: Engine
+    computed: tuple[Computed, ...]  # by each copy of the model
     stamps: tuple[tuple[Path, int, int], ...]  # each weight file's size and time when it was read
     rooms: tuple[Room, ...] = ()  # what each device has room for, where that is known
 
@@ -70,18 +76,25 @@ class LoadedModel:
         return content_hash(self.folder, self.architecture)
 
 
-def load_model(config: EngineConfig) -> LoadedModel:
-    """Return the model, ready to run. Raises ModelLoadError or ConfigError."""
+def load_model(config: EngineConfig) -> LoadedModel[Tokenizer]:
+    """Return the embedding model, ready to run. Raises ModelLoadError or ConfigError."""
     # On a thread that ends: an operation leaves its thread with a team of OpenMP threads. With more
     # of these than cores, OpenMP puts its threads to sleep between operations, and waking them
     # doubles the time of a query. And in a forked child the caller may stand in a team whose other
     # threads stayed behind, and would wait for them for ever.
-    return on_fresh_thread(lambda: _load_model(config))
+    return on_fresh_thread(lambda: _load_model(config, "embedding", Tokenizer))
 
 
-def _load_model(config: EngineConfig) -> LoadedModel:
+def load_reranker(config: EngineConfig) -> LoadedModel[PairTokenizer]:
+    """Return the reranker, ready to run. Raises ModelLoadError or ConfigError."""
+    return on_fresh_thread(lambda: _load_model(config, "reranking", PairTokenizer))
+
+
+def _load_model(
+    config: EngineConfig, task: Task, make_tokenizer: Callable[[Path], T]
+) -> LoadedModel[T]:
     folder = locate_model(config)
-    architecture = read_architecture(folder)
+    architecture = read_architecture(folder, task)
     is_stored_int8 = read_quantization(folder) is not None
     if is_stored_int8 and config.quantization == "fp8":
         raise ConfigError(
@@ -90,7 +103,7 @@ def _load_model(config: EngineConfig) -> LoadedModel:
         )
     config = resolve(replace(config, quantization="int8") if is_stored_int8 else config)
     stamps = _stamps(folder)
-    tokenizer = Tokenizer(folder)
+    tokenizer = make_tokenizer(folder)
     if tokenizer.num_ids > architecture.vocab_size:
         raise ModelLoadError(
             f"{folder}: tokenizer.json knows {tokenizer.num_ids} tokens, the model "
@@ -100,22 +113,32 @@ def _load_model(config: EngineConfig) -> LoadedModel:
         _make_runner(one, folder, architecture, tokenizer, is_stored_int8=is_stored_int8)
         for one in one_each(config)
     ]
-    engine = Engine([runner for runner, _ in made], width=architecture.hidden_size)
-    rooms = tuple(room for _, room in made if room is not None)
+    engine = Engine([one.runner for one in made], width=made[0].width)
+    rooms = tuple(one.room for one in made if one.room is not None)
+    computed = tuple(one.computed for one in made)
     if config.model == TINY:
         logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
-    return LoadedModel(config, folder, architecture, tokenizer, engine, stamps, rooms)
+    return LoadedModel(config, folder, architecture, tokenizer, engine, computed, stamps, rooms)
+
+
+class _Made(NamedTuple):
+    """One device with the model on it."""
+
+    runner: Runner
+    width: int  # of its results
+    computed: Computed
+    room: Room | None  # what the device has room for, where that is known
 
 
 def _make_runner(
     config: EngineConfig,
     folder: Path,
     architecture: Architecture,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | PairTokenizer,
     *,
     is_stored_int8: bool,
-) -> tuple[Runner, Room | None]:
-    """Return the config's one device with the model on it, and what it has room for, if known."""
+) -> _Made:
+    """Return the config's one device with the model on it."""
     device = torch.device(config.device)
     with on_device(device):
         free = free_bytes(device)
@@ -139,20 +162,34 @@ def _make_runner(
         )
     is_cuda = device.type == "cuda"
     can_capture = is_cuda and attention in CAPTURABLE
-    return Runner(
-        EmbeddingHead(model, CudaCapture(device) if can_capture else None),
+    head = _make_head(model, folder, tokenizer, CudaCapture(device) if can_capture else None)
+    runner = Runner(
+        head,
         config.device,
         budget,
         max_in_flight=2 if is_cuda else 1,
         probe=partial(torch.cuda.synchronize, device) if is_cuda else None,
-    ), room
+    )
+    return _Made(runner, head.width, model.computed, room)
+
+
+def _make_head(
+    model: Qwen3Model,
+    folder: Path,
+    tokenizer: Tokenizer | PairTokenizer,
+    capture: CudaCapture | None,
+) -> Head:
+    if isinstance(tokenizer, Tokenizer):
+        return EmbeddingHead(model, capture)
+    answers = read_output_rows(folder, model.architecture, tokenizer.answer_ids)
+    return RerankingHead(model, answers, capture)
 
 
 def _make_model(
     config: EngineConfig,
     folder: Path,
     architecture: Architecture,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | PairTokenizer,
     *,
     is_stored_int8: bool,
 ) -> tuple[Qwen3Model, Attention]:

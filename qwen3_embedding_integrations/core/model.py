@@ -8,6 +8,7 @@ that read the same input, and in the last layer only each text's last token goes
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,14 @@ from .team import Team
 from .weights import Weights
 
 MAX_PREFIXES = 32  # instructions whose keys and values are kept
+MAX_KEPT_TOKENS = 2048  # of all of them; at the 0.6B shape 230 KB each in float32
+
+
+@dataclass(slots=True)
+class Computed:
+    """What has gone through a model so far."""
+
+    num_tokens: int = 0  # a prefix once, not once for every text behind it
 
 
 class Texts(NamedTuple):
@@ -90,6 +99,7 @@ class Qwen3Model:
         self.device = device
         self.dtype = dtype  # of the activations
         self.weights_dtype = weights.norm.dtype
+        self.computed = Computed()
         self._weights = weights
         self._attention = attention
         self._dense = dense
@@ -100,6 +110,7 @@ class Qwen3Model:
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """Return (B, H) in the model's dtype."""
         prefix = self.prefix(batch.prefix_ids) if batch.prefix_ids else None
+        self.computed.num_tokens += batch.num_tokens
 
         def forward(part: PackedBatch) -> torch.Tensor:
             return self._run(part, prefix, None)
@@ -114,9 +125,12 @@ class Qwen3Model:
         """
         if ids not in self._prefixes:
             kept: list[torch.Tensor] = []
+            self.computed.num_tokens += len(ids)
             self._run(PackedBatch.pack([np.array(ids, np.int32)]), None, kept)
             self._prefixes[ids] = torch.stack(kept)
-            if len(self._prefixes) > MAX_PREFIXES:
+            while len(self._prefixes) > MAX_PREFIXES or (
+                len(self._prefixes) > 1 and sum(map(len, self._prefixes)) > MAX_KEPT_TOKENS
+            ):
                 self._prefixes.popitem(last=False)
         self._prefixes.move_to_end(ids)
         return self._prefixes[ids]

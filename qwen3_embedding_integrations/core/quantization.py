@@ -29,12 +29,14 @@ from safetensors.torch import save_file
 from ..errors import ConfigError
 from . import kernels
 from .attention import Segments, sdpa_attention
-from .checkpoint import QUANT_METHOD, Architecture, content_hash
+from .checkpoint import QUANT_METHOD, Architecture, Task, content_hash, read_architecture
 from .config import Quantization
 from .linear import QuantizedWeight, Weight, quantize_weight, quantize_weight_fp8, to_e4m3
 from .packing import PackedBatch
+from .pairs import PairTokenizer
+from .prompts import WEB_SEARCH
 from .tokenizer import Tokenizer
-from .weights import SCALE, Layer, Weights, load_weights
+from .weights import OUTPUT, SCALE, Layer, Weights, load_weights, read_output_layer
 
 # Plain sentences of several kinds: they show which channels are large, not what is said.
 CALIBRATION_TEXTS = (
@@ -45,6 +47,7 @@ CALIBRATION_TEXTS = (
     "The committee met on 12 May 1998 in Geneva; no decision was taken, and the file was closed. "
     "La réunion suivante est prévue à Paris. Что делать, если сервер не отвечает?",
 )
+CALIBRATION_QUERY = "how long do neutrino oscillations take?"
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json")
 CPU = torch.device("cpu")
 PROJECTIONS = ("qkv", "o", "gate_up", "down")
@@ -65,14 +68,18 @@ class Quantizer:
     def __init__(
         self,
         architecture: Architecture,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | PairTokenizer,
         quantization: Quantization = "int8",
         device: torch.device = CPU,
     ) -> None:
         self._architecture = architecture
         self._quantization = quantization
         self._rounding = ROUNDINGS[quantization]
-        batch = PackedBatch.pack(tokenizer.encode(CALIBRATION_TEXTS))
+        if isinstance(tokenizer, PairTokenizer):
+            sequences = tokenizer.encode_alone(WEB_SEARCH, CALIBRATION_QUERY, CALIBRATION_TEXTS)
+        else:
+            sequences = tokenizer.encode(CALIBRATION_TEXTS)
+        batch = PackedBatch.pack(sequences)
         self._input_ids = torch.from_numpy(batch.input_ids).to(device)
         lengths = batch.lengths.tolist()
         starts = torch.from_numpy(batch.cu_seqlens).to(device)
@@ -137,9 +144,7 @@ class Quantizer:
         return F.linear(self._rounding.rows(x), weight.to_float())
 
 
-def quantize_folder(
-    folder: Path, architecture: Architecture, out: Path, *, source: str
-) -> dict[str, float]:
+def quantize_folder(folder: Path, out: Path, *, task: Task, source: str) -> dict[str, float]:
     """Write the model in `folder` with int8 weights to the new folder `out`.
 
     Returns the projections kept in bfloat16 and the errors that decided it. `source` names the
@@ -147,7 +152,9 @@ def quantize_folder(
     """
     if out.exists():
         raise ConfigError(f"{out} exists already; give the name of a new folder")
-    quantizer = Quantizer(architecture, Tokenizer(folder))
+    architecture = read_architecture(folder, task)
+    tokenizer = Tokenizer(folder) if task == "embedding" else PairTokenizer(folder)
+    quantizer = Quantizer(architecture, tokenizer)
     weights = load_weights(
         folder,
         architecture,
@@ -165,7 +172,10 @@ def quantize_folder(
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         partial = Path(temporary) / out.name  # a folder under its own name is whole
         partial.mkdir()
-        save_file(_named_tensors(weights), partial / "model.safetensors")
+        named = _named_tensors(weights)
+        if task == "reranking" and not architecture.is_tied:
+            named[OUTPUT] = read_output_layer(folder)
+        save_file(named, partial / "model.safetensors")
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in SIDE_FILES:
             if (folder / name).is_file():

@@ -296,6 +296,25 @@ def test_other_prefixes_never_share_a_forward(engines):
     assert {batch.prefix_ids for batch in device.batches[1:]} == set(prefixes)
 
 
+def test_groups_are_one_call(engines):
+    """Groups with prefixes of their own are answered by one future, and yield to a single call."""
+    device = Device()
+    engine = engines(device, max_batch_tokens=60)
+    groups = [(texts_of(8, 5, 100 * len(prefix)), prefix) for prefix in ((), (1,), (1, 2))]
+    held = busy(device, engine)
+    call = engine.submit_groups(groups)
+    single = engine.submit(texts_of(1, 5, 7))
+    device.gate.set()
+    assert_answers(held, [text(0)])
+    assert_answers(single, texts_of(1, 5, 7))
+    rows = call.future.result(TIMEOUT_S)
+    for i, (texts, prefix_ids) in enumerate(groups):
+        assert_own_rows(rows[8 * i : 8 * i + 8], texts, prefix_ids)
+    assert engine.submit_groups([([], (1,))]).future.result(TIMEOUT_S).shape == (0, WIDTH)
+    first_texts = [int(batch.input_ids[0]) for batch in device.batches[1:]]
+    assert first_texts.index(7) <= 1, "a single call waited for all groups"
+
+
 def test_the_prefix_counts_for_every_text(engines):
     """A budget counts the keys attention reads: a long prefix lets fewer texts in."""
     device = Device()

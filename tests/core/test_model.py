@@ -21,7 +21,7 @@ from qwen3_embedding_integrations.core.attention import choose_attention
 from qwen3_embedding_integrations.core.checkpoint import read_architecture
 from qwen3_embedding_integrations.core.dense import Dense
 from qwen3_embedding_integrations.core.heads import EmbeddingHead
-from qwen3_embedding_integrations.core.model import MAX_PREFIXES, Qwen3Model
+from qwen3_embedding_integrations.core.model import MAX_KEPT_TOKENS, MAX_PREFIXES, Qwen3Model
 from qwen3_embedding_integrations.core.packing import PackedBatch
 from qwen3_embedding_integrations.core.prompts import WEB_SEARCH, format_queries, query_prompt
 from qwen3_embedding_integrations.core.tokenizer import Tokenizer
@@ -163,6 +163,23 @@ def test_more_instructions_than_are_kept(small):
         for instruction, expected in zip(instructions, whole, strict=True):
             vectors = small.encode_queries(queries, instruction=instruction)
             assert_close(vectors, expected, instruction)
+
+
+def test_long_prefixes_do_not_fill_the_memory(mini):
+    """What is kept of all prefixes together is bounded in tokens; the last one always is."""
+    model, rng = native_model(mini, torch.float32), np.random.default_rng(13)
+    prefixes = [tuple(rng.integers(0, 1000, n).tolist()) for n in (600, 900, 1000, 400, 3000, 5)]
+    own = np.arange(7, dtype=np.int32)
+    for prefix in prefixes:
+        before = model.computed.num_tokens
+        together = model(PackedBatch.pack([own], prefix))
+        assert model.computed.num_tokens - before == len(prefix) + 7
+        whole = model(PackedBatch.pack([np.array([*prefix, *own], np.int32)]))
+        assert (together - whole).abs().max() < 1e-4
+        lengths = [len(ids) for ids in model._prefixes]
+        assert lengths[-1] == len(prefix)
+        assert sum(lengths) <= MAX_KEPT_TOKENS or len(lengths) == 1, lengths
+    assert [len(ids) for ids in model._prefixes] == [5]
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])

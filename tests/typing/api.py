@@ -35,12 +35,18 @@ from qwen3_embedding_integrations import (
     NonFiniteOutputError,
     Qwen3EmbeddingError,
     Qwen3Encoder,
+    Qwen3Reranker,
+    RankedDocument,
+    RerankerConfig,
     TextTooLongError,
     shared_encoder,
+    shared_reranker,
 )
 from qwen3_embedding_integrations.chroma import Qwen3EmbeddingFunction, open_collection
-from qwen3_embedding_integrations.langchain import Qwen3Embeddings
+from qwen3_embedding_integrations.langchain import Qwen3CrossEncoder, Qwen3Embeddings
+from qwen3_embedding_integrations.langchain import Qwen3Rerank as LangChainRerank
 from qwen3_embedding_integrations.llama_index import Qwen3Embedding
+from qwen3_embedding_integrations.llama_index import Qwen3Rerank as LlamaIndexRerank
 from qwen3_embedding_integrations.qdrant import Qwen3Collection
 
 Vectors = npt.NDArray[np.float32]
@@ -174,6 +180,38 @@ def qdrant(encoder: Encoder) -> list[models.ScoredPoint]:
 
 async def qdrant_awaited(articles: Qwen3Collection) -> None:
     assert_type(await articles.aquery("a query", limit=3), list[models.ScoredPoint])
+
+
+def a_reranker() -> None:
+    config = RerankerConfig(model="a/b", max_length=512, on_too_long="error")
+    with Qwen3Reranker(config) as reranker:
+        assert_type(reranker, Qwen3Reranker)
+        assert_type(reranker.score("a query", ["a document"], instruction="Find the law"), Vectors)
+        assert_type(reranker.score_pairs([("a query", "a document")]), Vectors)
+        ranked = reranker.rerank("a query", ("a document",), top_n=3)
+        assert_type(ranked, list[RankedDocument])
+        assert_type((ranked[0].index, ranked[0].score, ranked[0].document), tuple[int, float, str])
+        assert_type(reranker.stats().computed, int)
+    assert_type(shared_reranker(), Qwen3Reranker)
+
+
+async def a_reranker_awaited(reranker: Qwen3Reranker) -> None:
+    assert_type(await reranker.ascore("a query", ["a document"]), Vectors)
+    assert_type(await reranker.ascore_pairs([("a query", "a document")]), Vectors)
+    assert_type(await reranker.arerank("a query", ["a document"]), list[RankedDocument])
+
+
+def rerankers_of_hosts(reranker: Qwen3Reranker) -> None:
+    assert_type(LangChainRerank("a/b", top_n=3, max_length=512).reranker, Qwen3Reranker)
+    assert_type(Qwen3CrossEncoder(reranker=reranker).score([("a", "b")]), list[float])
+    assert_type(LlamaIndexRerank(model_name="a/b", top_n=3).config(), RerankerConfig)
+
+
+def what_the_checker_refuses_of_rerankers(reranker: Qwen3Reranker) -> None:
+    RerankerConfig("a/b")  # pyright: ignore[reportCallIssue]
+    RerankerConfig(on_too_long="chunk_mean")  # pyright: ignore[reportArgumentType]
+    LangChainRerank("a/b", dimensions=64)  # pyright: ignore[reportCallIssue]
+    reranker.score(["a query"], ["a document"])  # pyright: ignore[reportArgumentType]
 
 
 def what_the_checker_refuses(encoder: Qwen3Encoder) -> None:

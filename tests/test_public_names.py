@@ -42,6 +42,7 @@ DOCUMENTED = {
     "MissingDependencyError",
     "ModelError",
     "ModelLoadError",
+    "QueueFullError",
     "NonFiniteOutputError",
     "StoreError",
     "TextTooLongError",

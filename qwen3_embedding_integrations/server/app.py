@@ -73,7 +73,7 @@ def create_app(
     _add_work(app, desk)
     _add_facts(app, room, metrics)
     app.add_middleware(Observed, keys=Keys(config.api_keys), metrics=metrics)
-    _document(app)
+    _document(app, room)
     return app
 
 
@@ -145,12 +145,18 @@ def _body(shape: type[shapes.Request]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _document(app: FastAPI) -> None:
+def _document(app: FastAPI, room: Models) -> None:
+    bodies = {"embedding": shapes.EmbeddingRequest, "reranking": shapes.RerankRequest}
+
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            bodies = [(shapes.EmbeddingRequest, "validation"), (shapes.RerankRequest, "validation")]
-            _, own = models_json_schema(bodies, ref_template=REFERENCE)  # pyright: ignore[reportArgumentType]
+            _, own = models_json_schema(
+                [(body, "validation") for body in bodies.values()], ref_template=REFERENCE
+            )
+            for kind, body in bodies.items():
+                names = [name for name, slot in room.names.items() if slot.served.kind == kind]
+                own["$defs"][body.__name__]["properties"]["model"]["enum"] = names
             schema.setdefault("components", {}).setdefault("schemas", {}).update(own["$defs"])
             app.openapi_schema = schema
         return app.openapi_schema

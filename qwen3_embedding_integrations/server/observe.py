@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import InputError, Qwen3EmbeddingError
 from .limits import Keys
 from .metrics import Metrics
-from .problems import Refusal, refusal_of
+from .problems import Refusal, refusal_of, unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,11 @@ class Observed:
                 await self._app(scope, receive, send_with_id)
             except Refusal as refusal:
                 await refusal.response()(scope, receive, send_with_id)
+            except asyncio.CancelledError:  # the server ends, and its patience has
+                if status == CLIENT_GONE:
+                    refusal = unavailable("the server is going down; ask another, or later")
+                    await refusal.response()(scope, receive, send_with_id)
+                raise
             except Exception as error:
                 if status != CLIENT_GONE:  # the answer has begun: it can only end
                     logger.error("an answer ended early", exc_info=error)

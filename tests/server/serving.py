@@ -74,14 +74,18 @@ def answer_of(response: httpx.Response) -> Answer:
 
 
 @contextmanager
-def serving(models: Sequence[ServedModel], config: ServerConfig | None = None) -> Iterator[Running]:
+def serving(
+    models: Sequence[ServedModel], config: ServerConfig | None = None, *, drain_s: int = 5
+) -> Iterator[Running]:
     """Yield a server that is ready."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         bound.listen(1024)
         app = create_app(models, config)
         server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+            uvicorn.Config(
+                app, log_config=None, access_log=False, timeout_graceful_shutdown=drain_s
+            )
         )
         thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()

@@ -64,6 +64,9 @@ def serve(
     instruction: InstructionOption = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a text at most.")] = None,
     on_too_long: TooLongOption = None,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a forward: fewer, and queries wait less for bulk.")
+    ] = None,
     max_queue_tokens: Annotated[
         int, typer.Option(help="Tokens that may wait; more get a 429.")
     ] = MAX_QUEUE_TOKENS,
@@ -75,7 +78,15 @@ def serve(
 ) -> None:
     """Serve /v1/embeddings as OpenAI does and /v1/rerank as Cohere does."""
     arguments = locals()
-    names = ("device", "dtype", "quantization", "instruction", "max_length", "on_too_long")
+    names = (
+        "device",
+        "dtype",
+        "quantization",
+        "instruction",
+        "max_length",
+        "on_too_long",
+        "max_batch_tokens",
+    )
     options = {name: arguments[name] for name in names if arguments[name] is not None}
     options["max_queue_tokens"] = max_queue_tokens
     config = ServerConfig(

@@ -12,10 +12,14 @@ Four measurements of one run, every answer compared with the encoder's own vecto
 
 from __future__ import annotations
 
+import os
+
+# As `qwen3-embedding serve` sets it for itself: the encoder here and the peer get the same.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import argparse
 import asyncio
 import json
-import os
 import shlex
 import socket
 import statistics

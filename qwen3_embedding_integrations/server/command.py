@@ -158,6 +158,9 @@ def run(
     served: list[ServedModel], config: ServerConfig, *, host: str, port: int, drain_s: int
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises what the first load of a model raises."""
+    # Before torch loads OpenMP: its threads, spinning at barriers, take the cores that the event
+    # loop needs; on two busy cores a query then takes ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import uvicorn
 

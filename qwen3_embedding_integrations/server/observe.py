@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -40,6 +40,10 @@ class Note:
     texts: int = 0
     tokens: int = 0
     truncated: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known."""
+        return {name: value for name in self.__slots__ if (value := getattr(self, name))}
 
 
 class Observed:
@@ -103,7 +107,7 @@ class Observed:
                 "path": path[:200],
                 "status": status,
                 "ms": round(seconds * 1000, 2),
-                **{name: value for name, value in asdict(note).items() if value},
+                **note.facts(),
             }
             logger.log(level, "request", extra={"facts": facts})
 

@@ -156,7 +156,8 @@ def _document(app: FastAPI, room: Models) -> None:
             )
             for kind, body in bodies.items():
                 names = [name for name, slot in room.names.items() if slot.served.kind == kind]
-                own["$defs"][body.__name__]["properties"]["model"]["enum"] = names
+                if names:  # an empty enum is no JSON schema
+                    own["$defs"][body.__name__]["properties"]["model"]["enum"] = names
             schema.setdefault("components", {}).setdefault("schemas", {}).update(own["$defs"])
             app.openapi_schema = schema
         return app.openapi_schema

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,11 +22,10 @@ if TYPE_CHECKING:
 Scores = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class RankedDocument:
+class RankedDocument(NamedTuple):
     """A document and what a reranker thinks of it."""
 
-    index: int  # its place in the list that was passed
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  its place in what was passed
     score: float  # in [0, 1]
     document: str
 

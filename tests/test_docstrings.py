@@ -22,7 +22,7 @@ MODULES = [
     "chroma.function",
     "chroma.store",
     "langchain",
-    "llama_index",
+    "llama_index.embedding",
     "qdrant.collection",
     "qdrant.store",
 ]

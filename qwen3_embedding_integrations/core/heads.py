@@ -33,6 +33,7 @@ class Head(ABC):
     @torch.inference_mode()
     def __call__(self, batch: PackedBatch) -> Callable[[], Vectors]:
         """Launch the batch; the returned function waits for its results, (B, R) float32."""
+        self._model.computed.num_tokens += batch.num_tokens
         vectors = self._read(self._model(batch))  # (B, R)
         if not vectors.is_cuda:
             return lambda: self._checked(vectors.cpu().numpy())

@@ -82,7 +82,6 @@ class Qwen3Model:
         """Return (B, H) in the model's dtype."""
         prefix = self._prefix(batch.prefix_ids) if batch.prefix_ids else None
         forward = partial(self._forward, prefix=prefix, keep=None)
-        self.computed.num_tokens += batch.num_tokens
         return forward(batch) if self._team is None else self._team.run(forward, batch)
 
     def _prefix(self, ids: tuple[int, ...]) -> Prefix:

@@ -21,7 +21,7 @@ from .errors import ConfigError
 from .waiting import aresults_of, results_of, submit_in_thread
 
 if TYPE_CHECKING:
-    from .core.engine import Call
+    from .core.calls import Call
     from .core.inputs import Inputs
     from .core.loading import LoadedModel
     from .core.tokenizer import Tokenizer
@@ -91,10 +91,13 @@ class Qwen3Encoder:
                 f"dimensions is {config.dimensions}, {config.model} makes {width}; choose a number "
                 f"from {MIN_DIMENSIONS} to {width}, or None"
             )
+        max_length = min(config.max_length, positions)
+        for room in loaded.rooms:  # now, not after hours, at the first text so long
+            room.check_length(max_length)
         self.config = config
         self.dimensions = config.dimensions or width
         self.model_dimensions = width
-        self.max_length = min(config.max_length, positions)
+        self.max_length = max_length
         self._loaded = loaded
         self._rules = InputRules(self.max_length, config.on_too_long, config.on_empty)
         self._counts_lock = threading.Lock()

@@ -15,7 +15,7 @@ from .errors import ConfigError, InputError
 from .waiting import aresults_of, results_of, submit_in_thread
 
 if TYPE_CHECKING:
-    from .core.engine import Call
+    from .core.calls import Call
     from .core.loading import LoadedModel
     from .core.pairs import PairInputs, PairTokenizer
 
@@ -82,8 +82,11 @@ class Qwen3Reranker:
                 f"max_length is {config.max_length}, {config.model} reads {positions} tokens at "
                 "most; lower max_length"
             )
+        max_length = min(config.max_length, positions)
+        for room in loaded.rooms:  # now, not after hours, at the first text so long
+            room.check_length(max_length)
         self.config = config
-        self.max_length = min(config.max_length, positions)
+        self.max_length = max_length
         self._loaded = loaded
         self._rules = InputRules(self.max_length, config.on_too_long, "embed")
         self._counts_lock = threading.Lock()

@@ -26,6 +26,10 @@ from qwen3_embedding_integrations import (
 )
 from tests.checkpoints import SHAPE_SMALL, write_checkpoint, write_reranker
 
+# Before Triton, which reads it once: without a card its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # The same examples in every run, and no deadline: the cores are shared.
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")

@@ -19,10 +19,10 @@ TINY = "tiny"  # the small model this package carries, for trying and for tests
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 AttentionBackend = Literal["auto", "flash", "efficient", "sdpa"]
-Quantization = Literal["int8"]
+Quantization = Literal["int8", "fp8"]
 MACHINE_OPTIONS = {"device", "attention", "max_batch_tokens", "local_files_only"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "fp8")
 ATTENTION_BACKENDS = ("auto", "flash", "efficient", "sdpa")
 
 
@@ -38,11 +38,13 @@ class EngineConfig:
     revision: str | None = None
     """Branch, tag or commit of a hub model; None takes the newest."""
     device: str = "auto"
-    """"auto" (CUDA, then MPS, then CPU), "cpu", "mps", "cuda" or "cuda:N"."""
+    """"auto" (CUDA, then MPS, then CPU), "cpu", "mps", "cuda" (the first card), "cuda:N", several
+    cards as "cuda:0,cuda:1", or "cuda:all"."""
     dtype: DType = "auto"
     """"auto" is bfloat16 where the device computes fast in it, else float32."""
     quantization: Quantization | None = None
-    """"int8" multiplies in int8 on a CPU: faster than bfloat16, half its memory."""
+    """"int8" multiplies in int8 on an x86 CPU, "fp8" in fp8 on an NVIDIA card of sm_89 or newer:
+    faster than bfloat16, half its memory."""
     attention: AttentionBackend = "auto"
     """"auto" takes the best the device has: "flash", "efficient" or "sdpa"."""
     max_batch_tokens: int | Literal["auto"] = "auto"
@@ -60,6 +62,11 @@ class EngineConfig:
         check_choice("dtype", self.dtype, DTYPES)
         if self.quantization is not None:
             check_choice("quantization", self.quantization, QUANTIZATIONS)
+        if self.quantization == "fp8" and self.dtype not in {"auto", "bfloat16"}:
+            raise ConfigError(
+                f'dtype is {self.dtype!r}; with quantization="fp8" what is not fp8 is bfloat16: '
+                'leave dtype out, or give "bfloat16"'
+            )
         check_choice("attention", self.attention, ATTENTION_BACKENDS)
         if self.max_batch_tokens != "auto":
             check_range("max_batch_tokens", self.max_batch_tokens, 1, 1_000_000)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import NonFiniteOutputError
+from .devices import on_device
+from .graphs import Capture, Graphs
 from .model import Qwen3Model
 from .packing import PackedBatch
 
@@ -23,8 +25,10 @@ class Head(ABC):
     results: str  # what they are called in a message
     width: int  # numbers of a result, R
 
-    def __init__(self, model: Qwen3Model) -> None:
+    def __init__(self, model: Qwen3Model, capture: Capture | None = None) -> None:
+        self.computed = model.computed
         self._model = model
+        self.graphs = Graphs(model, self._read, capture) if capture else None
 
     @abstractmethod
     def _read(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -33,10 +37,19 @@ class Head(ABC):
     @torch.inference_mode()
     def __call__(self, batch: PackedBatch) -> Callable[[], Vectors]:
         """Launch the batch; the returned function waits for its results, (B, R) float32."""
-        self._model.computed.num_tokens += batch.num_tokens
-        vectors = self._read(self._model(batch))  # (B, R)
-        if not vectors.is_cuda:
-            return lambda: self._checked(vectors.cpu().numpy())
+        self.computed.num_tokens += batch.num_tokens
+        with on_device(self._model.device):
+            vectors = self.graphs(batch) if self.graphs else None
+            if vectors is None:
+                vectors = self._read(self._model(batch))
+            if not vectors.is_cuda:
+                if self.graphs:
+                    vectors = vectors.clone()  # a graph's own tensor is the next call's too
+                return lambda: self._checked(vectors.cpu().numpy())
+            return self._copied(vectors)
+
+    def _copied(self, vectors: torch.Tensor) -> Callable[[], Vectors]:
+        """Start the copy to the host; the returned function waits for it."""
         on_host = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
         on_host.copy_(vectors, non_blocking=True)
         copied = torch.cuda.Event()
@@ -68,12 +81,12 @@ class EmbeddingHead(Head):
 
     results = "vectors"
 
-    def __init__(self, model: Qwen3Model) -> None:
-        super().__init__(model)
+    def __init__(self, model: Qwen3Model, capture: Capture | None = None) -> None:
+        super().__init__(model, capture)
         self.width = model.architecture.hidden_size
 
     def _read(self, hidden: torch.Tensor) -> torch.Tensor:
-        return F.normalize(hidden.float(), dim=-1)
+        return unit_vectors(hidden)
 
 
 class RerankingHead(Head):
@@ -82,12 +95,19 @@ class RerankingHead(Head):
     results = "scores"
     width = 1
 
-    def __init__(self, model: Qwen3Model, answers: torch.Tensor) -> None:
+    def __init__(
+        self, model: Qwen3Model, answers: torch.Tensor, capture: Capture | None = None
+    ) -> None:
         """Take the output layer's rows of "yes" and "no", (2, H)."""
-        super().__init__(model)
+        super().__init__(model, capture)
         yes, no = answers.to(model.device, torch.float32)
         self._direction = yes - no  # (H,)
 
     def _read(self, hidden: torch.Tensor) -> torch.Tensor:
         # The softmax over two logits is the sigmoid of their difference.
         return torch.sigmoid(hidden.float() @ self._direction)[:, None]
+
+
+def unit_vectors(hidden: torch.Tensor) -> torch.Tensor:
+    """Return each row (B, H) at unit length, float32."""
+    return F.normalize(hidden.float(), dim=-1)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from qwen3_embedding_integrations import EncoderConfig, NonFiniteOutputError, Qwen3Encoder
+from qwen3_embedding_integrations.core import kernels
 from qwen3_embedding_integrations.core.attention import choose_attention
 from qwen3_embedding_integrations.core.checkpoint import read_architecture
 from qwen3_embedding_integrations.core.dense import Dense
@@ -51,14 +52,23 @@ def assert_close(ours: np.ndarray, expected: np.ndarray, what: str) -> None:
     assert np.abs(norms - 1).max() < 1e-5, f"{what}: norms {norms.min()} to {norms.max()}"
 
 
-def native_model(folder: Path, dtype: torch.dtype) -> Qwen3Model:
+def native_model(
+    folder: Path, dtype: torch.dtype, operations: kernels.Operations = kernels
+) -> Qwen3Model:
     """Return the model computing in `dtype`, as it does on a device that is fast in it."""
     architecture = read_architecture(folder)
-    dense = Dense(architecture)
-    weights = load_weights(folder, architecture, device=CPU, dtype=dtype)
+    dense = Dense(architecture, dtype, operations)
+    weights = load_weights(
+        folder,
+        architecture,
+        device=CPU,
+        dtype=dtype,
+        pack=lambda _, layers: dense.pack(layers),
+    )
     attention, _ = choose_attention("auto", CPU, dtype)
+    residual = torch.float32 if dtype == torch.float16 else dtype
     return Qwen3Model(
-        weights, architecture, attention=attention, dense=dense, device=CPU, dtype=dtype
+        weights, architecture, attention=attention, dense=dense, device=CPU, dtype=residual
     )
 
 
@@ -205,7 +215,7 @@ def test_pruned_equals_unpruned(mini):
         longer,
         pruned.architecture,
         attention=attention,
-        dense=Dense(pruned.architecture),
+        dense=Dense(pruned.architecture, torch.float32),
         device=CPU,
         dtype=torch.float32,
     )
@@ -213,6 +223,50 @@ def test_pruned_equals_unpruned(mini):
         batch = PackedBatch.pack(ids, prefix_ids)
         ours, expected = (EmbeddingHead(model)(batch)() for model in (pruned, unpruned))
         assert_close(ours, expected, f"pruned, prefix of {len(prefix_ids)}")
+
+
+def test_the_parts_of_an_accelerator_equal_transformers(small_checkpoint, texts, expected):
+    """The fused forward, its operations as plain functions, gives Qwen3Model's vectors."""
+    vectors = native_vectors(small_checkpoint, texts, torch.float32)
+    assert_close(vectors, expected, "plain operations")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a card nothing is interpreted")
+def test_the_fused_kernels_equal_transformers(mini):
+    """With its operations fused by Triton, in its interpreter, the forward is still Qwen3Model's.
+
+    Behind an instruction's keys and values as well as without.
+    """
+    triton_kernels = pytest.importorskip("qwen3_embedding_integrations.core.triton_kernels")
+    rng = random.Random(12)
+    queries = [mixed_text(rng, n) for n in (1, 9, 40)]
+    tokenizer = Tokenizer(mini)
+    prompt = tokenizer.prompt(query_prompt(WEB_SEARCH))
+    model = EmbeddingHead(native_model(mini, torch.float32, triton_kernels))
+    alone = model(PackedBatch.pack(tokenizer.encode(queries)))()
+    assert_close(alone, reference_vectors(mini, queries), "no instruction")
+    tails = tokenizer.encode([prompt.tail + query for query in queries])
+    behind = model(PackedBatch.pack(tails, prompt.prefix_ids))()
+    whole = format_queries(queries, WEB_SEARCH)
+    assert_close(behind, reference_vectors(mini, whole), "behind an instruction")
+
+
+def test_float16_holds_what_exceeds_float16(mini, tmp_path):
+    """Where an MLP's sums exceed float16, and transformers' float16 is NaN, ours is float32's."""
+    folder = tmp_path / "massive"
+    shutil.copytree(mini, folder)
+    tensors = random_tensors(MINI)
+    for i in range(MINI["num_hidden_layers"]):
+        tensors[f"layers.{i}.mlp.up_proj.weight"] *= 2e5
+        tensors[f"layers.{i}.mlp.down_proj.weight"] *= 100
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    rng = random.Random(13)
+    some = [mixed_text(rng, n) for n in (1, 9, 40, 200)]
+    theirs = reference_vectors(folder, some, dtype=torch.float16)
+    assert not np.isfinite(theirs).all(), "float16 would have done without care"
+    vectors = native_vectors(folder, some, torch.float16)
+    difference = largest_difference(vectors, reference_vectors(folder, some))
+    assert difference <= 5e-3, f"max difference {difference:.2e}"
 
 
 def test_bfloat16_is_as_near_as_transformers(small_checkpoint, texts, expected):

@@ -218,6 +218,7 @@ def what_the_checker_refuses(encoder: Qwen3Encoder) -> None:
     EncoderConfig("tiny")  # pyright: ignore[reportCallIssue]
     EncoderConfig(dimension=64)  # pyright: ignore[reportCallIssue]
     EncoderConfig(dtype="int8")  # pyright: ignore[reportArgumentType]
+    EncoderConfig(quantization="int4")  # pyright: ignore[reportArgumentType]
     EncoderConfig().dimensions = 64  # pyright: ignore[reportAttributeAccessIssue]
     encoder.encode_documents([1])  # pyright: ignore[reportArgumentType]
     encoder.encode_documents(None)  # pyright: ignore[reportArgumentType]

@@ -18,6 +18,7 @@ from .attention import Attention, Segments
 from .checkpoint import Architecture
 from .dense import DenseParts
 from .layout import Int64Array, Shape, lay_out
+from .memory import KEPT_PREFIX_TOKENS
 from .packing import PackedBatch
 from .team import Team
 from .weights import Weights
@@ -110,16 +111,22 @@ class Qwen3Model:
     def prefix(self, ids: tuple[int, ...]) -> torch.Tensor:
         """Return the prefix's keys and values of each layer, (layers, 2, P, Hk, D).
 
-        Computed once, in a forward of its own; the last MAX_PREFIXES asked for are kept.
+        Computed once, in a forward of its own; the last ones asked for are kept, MAX_PREFIXES and
+        KEPT_PREFIX_TOKENS in all.
         """
         if ids not in self._prefixes:
             kept: list[torch.Tensor] = []
             self._run(PackedBatch.pack([np.array(ids, np.int32)]), None, kept)
             self._prefixes[ids] = torch.stack(kept)
-            if len(self._prefixes) > MAX_PREFIXES:
+            while len(self._prefixes) > MAX_PREFIXES or self.num_kept_tokens > KEPT_PREFIX_TOKENS:
                 self._prefixes.popitem(last=False)
         self._prefixes.move_to_end(ids)
         return self._prefixes[ids]
+
+    @property
+    def num_kept_tokens(self) -> int:
+        """Tokens of all prefixes that are kept."""
+        return sum(map(len, self._prefixes))
 
     def _run(
         self, batch: PackedBatch, prefix: torch.Tensor | None, keep: list[torch.Tensor] | None

@@ -106,7 +106,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_estimate_holds_what_a_forward_holds(tmp_path, shape, dtype, num_prefix):
     """Bytes a token by arithmetic are no less than measured, and at most 1.6 times as many."""
-    heads = {"num_key_value_heads": 2, "head_dim": 64, "num_hidden_layers": 3}
+    heads = {"num_key_value_heads": 2, "head_dim": 64, "num_hidden_layers": 3, "vocab_size": 2000}
     folder = write_checkpoint(tmp_path / "shape", SHAPE_SMALL | heads | shape)
     few, many = (held_bytes(folder, dtype, n, num_prefix) for n in (512, 1536))
     measured = (many - few) / 1024  # without what does not grow with the tokens

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         DeviceOutOfMemoryError,
         EngineClosedError,
         EngineError,
+        IndexingError,
         InputError,
         MissingDependencyError,
         ModelError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
+    from .indexing import IndexReport, index_documents
     from .quantize import QuantizedModel, quantize_model
     from .sharing import shared_encoder
 
@@ -42,6 +44,8 @@ __all__ = [
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "IndexReport",
+    "IndexingError",
     "InputError",
     "MissingDependencyError",
     "ModelError",
@@ -52,6 +56,7 @@ __all__ = [
     "Qwen3Encoder",
     "StoreError",
     "TextTooLongError",
+    "index_documents",
     "quantize_model",
     "shared_encoder",
 ]
@@ -61,8 +66,10 @@ _HOMES = {
     "Encoder": "contract",
     "EncoderConfig": "core.config",
     "EncoderStats": "encoder",
+    "IndexReport": "indexing",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
+    "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",
 }  # the rest are errors

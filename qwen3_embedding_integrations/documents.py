@@ -37,6 +37,40 @@ class Document:
     metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A source whose rows stand as they are: it is not read again."""
+
+    source: str
+    num_pieces: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A source that is no more: its rows are to be deleted."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A source that could not be read, or not to its end: its rows are left alone."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A file that was read to its end; while its stamp stays the same, so do its documents."""
+
+    source: str
+    stamp: str
+
+
+Item = Document | Known | Gone | Unreadable | Stamp
+
+
 def find_files(paths: Iterable[str | Path]) -> list[Path]:
     """Return the files given and, sorted, the supported ones in the folders given, each once.
 

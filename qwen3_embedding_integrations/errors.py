@@ -12,6 +12,7 @@ Qwen3EmbeddingError
     DeviceOutOfMemoryError               one text alone does not fit             .num_tokens .device
     EngineClosedError                    closed before it could answer
   StoreError(RuntimeError)               a store cannot be reached or opened
+  IndexingError(RuntimeError)            an indexing job ended early
   MissingDependencyError(ImportError)    an extra is not installed               .package .extra
 """
 
@@ -99,6 +100,10 @@ class EngineClosedError(EngineError):
 
 class StoreError(Qwen3EmbeddingError, RuntimeError):
     """A vector store cannot be reached or opened."""
+
+
+class IndexingError(Qwen3EmbeddingError, RuntimeError):
+    """An indexing job ended early; what it committed stays, and the next run goes on from there."""
 
 
 class MissingDependencyError(Qwen3EmbeddingError, ImportError):

@@ -1,194 +1,221 @@
-"""Chroma and Qdrant behind one interface, for the command line."""
+"""A collection of Chroma or Qdrant, opened by its location, for the command line."""
 
 from __future__ import annotations
 
-import uuid
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .contract import EmbeddingContract
-from .core.config import EncoderConfig
-from .documents import Document
+from .core.config import EncoderConfig, check_options
 from .encoder import Qwen3Encoder
-from .errors import InputError, Qwen3EmbeddingError, StoreError
+from .errors import ConfigError, InputError, Qwen3EmbeddingError, StoreError
+from .indexing import ReindexReport, can_cut, rebuild
+from .indexing.job import Progress
 from .sharing import shared_encoder
 
 if TYPE_CHECKING:
-    from .qdrant import Qwen3Collection
-
-Vectors = npt.NDArray[np.float32]
-
-NAMESPACE = uuid.UUID("d0a1f5a4-6c1b-5d7e-9f43-0a8f2a6b7c55")  # of the ids: never change it
-OUR_FACTS = {"source", "position", "title", "document", "score", "text"}
+    from .chroma import ChromaStore
+    from .qdrant import QdrantStore, Storage
 
 
-class Hit(NamedTuple):
-    """One document found, best first by `score` (cosine)."""
+class OpenStore(NamedTuple):
+    """A collection and the encoder that made its vectors."""
 
-    score: float
-    text: str
-    facts: dict[str, Any]  # source, position, title, and what the file said
-
-
-class Store(Protocol):
-    """A collection that documents go into and come out of."""
-
+    store: ChromaStore | QdrantStore
     encoder: Qwen3Encoder
-
-    def write(self, documents: Sequence[Document], vectors: Vectors) -> None: ...
-    def trim(self, source: str, num_pieces: int) -> None: ...
-    def search(self, vector: Vectors, limit: int) -> list[Hit]: ...
-    def __len__(self) -> int: ...
-    def close(self) -> None: ...
 
 
 def open_store(
     store: str, location: str, collection: str, options: dict[str, Any], *, create: bool
-) -> Store:
+) -> OpenStore:
     """Return the collection at `location`, a folder or URL; made if missing and `create`.
 
     Options not given are those the collection was made with. Raises ContractMismatchError where
     given ones differ in a hard fact, InputError where there is nothing to search.
     """
-    kind = {"chroma": ChromaStore, "qdrant": QdrantStore}[store]
+    open_one = {"chroma": _open_chroma, "qdrant": _open_qdrant}[store]
     if not create:
         _require_folder(location)
     with _failures_named(store, location):
-        return kind(location, collection, options, create=create)
+        return open_one(location, collection, options, create=create)
 
 
-def fill(store: Store, documents: Iterable[Document]) -> Iterator[int]:
-    """Embed and write all documents; yield how many each batch wrote, once it is written.
+def _open_chroma(
+    location: str, collection: str, options: dict[str, Any], *, create: bool
+) -> OpenStore:
+    from . import chroma
 
-    The next batch is encoded while one is written; no more than two are held.
+    client = chroma.connect(location)
+    stored = chroma.find_collection(client, collection)
+    if stored is None and not create:
+        raise _nothing(collection, location, [one.name for one in client.list_collections()])
+    config = merge(chroma.stored_config(stored) if stored else None, options)
+    function = chroma.Qwen3EmbeddingFunction(**config.to_dict())
+    opened = chroma.open_collection(client, collection, function)
+    return OpenStore(chroma.ChromaStore(client, opened), function.encoder)
+
+
+def _open_qdrant(
+    location: str, collection: str, options: dict[str, Any], *, create: bool
+) -> OpenStore:
+    from . import qdrant
+
+    client = qdrant.connect(location)
+    try:
+        current = qdrant.current_name(client, collection)
+        exists = client.collection_exists(current)
+        if not exists and not create:
+            names = [one.name for one in client.get_collections().collections]
+            raise _nothing(collection, location, names)
+        config = merge(qdrant.stored_config(client, current) if exists else None, options)
+        encoder = shared_encoder(config)
+        opened = qdrant.Qwen3Collection(client, collection, encoder=encoder)
+    except BaseException:
+        client.close()
+        raise
+    return OpenStore(opened.store, encoder)
+
+
+def reindex(
+    store: str,
+    location: str,
+    collection: str,
+    *,
+    storage: Storage | None = None,
+    retry_s: int = 300,
+    on_progress: Progress | None = None,
+    **options: Any,
+) -> ReindexReport:
+    """Build a collection anew under other options beside the old one, check it, make it current.
+
+    `store` is "chroma" or "qdrant", `location` a folder or URL. Options not given are those the
+    collection was made with. With fewer `dimensions` alone the stored vectors are cut, which takes
+    no model; with `storage` alone ("float16", "int8", "binary", on a Qdrant server) they are
+    copied. What is open goes on with the old collection until it is opened again; that one is
+    kept. Killed, the next call goes on. Raises IndexingError, and changes nothing that is current,
+    when the two do not come to hold the same rows or sampled vectors are not what they should be.
     """
-    under_way: deque[Document] = deque()
-
-    def texts() -> Iterator[str]:
-        for document in documents:
-            under_way.append(document)
-            yield document.text
-
-    for vectors in store.encoder.stream_documents(texts(), window=128):
-        store.write([under_way.popleft() for _ in range(len(vectors))], vectors)
-        yield len(vectors)
-
-
-class ChromaStore:
-    """A Chroma collection in a folder or behind a URL."""
-
-    def __init__(
-        self, location: str, collection: str, options: dict[str, Any], *, create: bool
-    ) -> None:
-        from .chroma import (
-            Qwen3EmbeddingFunction,
-            connect,
-            find_collection,
-            open_collection,
-            stored_config,
-        )
-
-        client = connect(location)
-        stored = find_collection(client, collection)
-        if stored is None and not create:
-            raise _nothing(collection, location, [one.name for one in client.list_collections()])
-        config = merge(stored_config(stored) if stored else None, options)
-        function = Qwen3EmbeddingFunction(**config.to_dict())
-        self._collection = open_collection(client, collection, function)
-        self.encoder = function.encoder
-        index = self._collection.configuration_json
-        self._space = next((part["space"] for part in index.values() if _has_space(part)), "cosine")
-
-    def write(self, documents: Sequence[Document], vectors: Vectors) -> None:
-        """Write the documents, replacing those of the same source and position."""
-        self._collection.upsert(
-            ids=[point_id(document) for document in documents],
-            embeddings=vectors,
-            documents=[document.text for document in documents],
-            metadatas=[facts_of(document) for document in documents],
-        )
-
-    def trim(self, source: str, num_pieces: int) -> None:
-        """Delete what a source had beyond its present pieces."""
-        of_source: Any = {"source": source}
-        beyond: Any = {"position": {"$gte": num_pieces}}
-        self._collection.delete(where={"$and": [of_source, beyond]})
-
-    def search(self, vector: Vectors, limit: int) -> list[Hit]:
-        """Return the nearest documents."""
-        found = self._collection.query(query_embeddings=[vector], n_results=limit)
-        # Of unit vectors, l2 (squared) is 2 - 2 cosine; cosine and ip are 1 - cosine.
-        per_distance = 0.5 if self._space == "l2" else 1.0
-        rows = zip(
-            (found["distances"] or [[]])[0],
-            (found["documents"] or [[]])[0],
-            (found["metadatas"] or [[]])[0],
-            strict=True,
-        )
-        return [
-            Hit(1.0 - distance * per_distance, text or "", dict(facts or {}))
-            for distance, text, facts in rows
-        ]
-
-    def __len__(self) -> int:
-        return self._collection.count()
-
-    def close(self) -> None:
-        """Do nothing: Chroma writes at once and holds no lock."""
-
-
-class QdrantStore:
-    """A Qdrant collection in a folder or behind a URL."""
-
-    def __init__(
-        self, location: str, collection: str, options: dict[str, Any], *, create: bool
-    ) -> None:
-        from .qdrant import Qwen3Collection, connect, stored_config
-
-        client = connect(location)
-        with ExitStack() as on_failure:
-            on_failure.callback(client.close)
-            exists = client.collection_exists(collection)
-            if not exists and not create:
-                names = [one.name for one in client.get_collections().collections]
-                raise _nothing(collection, location, names)
-            config = merge(stored_config(client, collection) if exists else None, options)
-            self.encoder = shared_encoder(config)
-            self._collection: Qwen3Collection = Qwen3Collection(
-                client, collection, encoder=self.encoder
+    check_options(options, EncoderConfig.option_names())
+    _require_folder(location)
+    with _failures_named(store, location), _versions(store, location, collection) as versions:
+        old, config = versions.contract, merge(versions.config, dict(options))
+        contract, encoder = old, None
+        if set(options) == {"dimensions"} and config.dimensions:
+            contract = replace(old, dimensions=config.dimensions)
+        if (options and contract == old) or not can_cut(old, contract):
+            encoder = shared_encoder(config)
+            contract = encoder.contract
+            encoder = None if can_cut(old, contract) else encoder
+        if contract.fingerprint == old.fingerprint and storage in (None, versions.storage):
+            raise InputError(
+                f"{versions.current.name} is made under these options already; queries take "
+                "another instruction without a new index"
             )
-            on_failure.pop_all()
+        name, target = versions.make(contract, config, storage or versions.storage)
+        report = rebuild(
+            versions.current, target, contract, encoder, retry_s=retry_s, on_progress=on_progress
+        )
+        versions.make_current(name)
+    return replace(report, old=versions.name, new=name)
 
-    def write(self, documents: Sequence[Document], vectors: Vectors) -> None:
-        """Write the documents, replacing those of the same source and position."""
-        self._collection.write(
-            vectors,
-            ids=[point_id(document) for document in documents],
-            payloads=[{**facts_of(one), "document": one.text} for one in documents],
+
+def make_current(store: str, location: str, collection: str, version: str) -> None:
+    """Let a collection's name stand for an older version again, or for a newer one."""
+    _require_folder(location)
+    with _failures_named(store, location), _versions(store, location, collection) as versions:
+        versions.make_current(version)
+
+
+class _Versions(NamedTuple):
+    """A collection's current version, and how another one is made."""
+
+    name: str
+    current: ChromaStore | QdrantStore
+    contract: EmbeddingContract
+    config: EncoderConfig | None
+    storage: Storage
+    make: Callable[
+        [EmbeddingContract, EncoderConfig, Storage], tuple[str, ChromaStore | QdrantStore]
+    ]
+    make_current: Callable[[str], None]
+
+
+@contextmanager
+def _versions(store: str, location: str, collection: str) -> Generator[_Versions]:
+    opened = _chroma_versions if store == "chroma" else _qdrant_versions
+    with opened(location, collection) as versions:
+        yield versions
+
+
+@contextmanager
+def _chroma_versions(location: str, collection: str) -> Generator[_Versions]:
+    from . import chroma
+
+    client = chroma.connect(location)
+    current = chroma.find_collection(client, collection)
+    if current is None:
+        raise _nothing(collection, location, [one.name for one in client.list_collections()])
+
+    def make(
+        contract: EmbeddingContract, config: EncoderConfig, storage: Storage
+    ) -> tuple[str, ChromaStore]:
+        if storage != "float32":
+            raise ConfigError(
+                f'storage is "{storage}", but Chroma keeps float32 alone; cut dimensions instead, '
+                "or use a Qdrant server"
+            )
+        made = chroma.make_version(client, collection, contract, config)
+        return made.name, chroma.ChromaStore(client, made)
+
+    yield _Versions(
+        current.name,
+        chroma.ChromaStore(client, current),
+        _required(chroma.stored_contract(current), collection),
+        chroma.stored_config(current),
+        "float32",
+        make,
+        partial(chroma.make_current, client, collection),
+    )
+
+
+@contextmanager
+def _qdrant_versions(location: str, collection: str) -> Generator[_Versions]:
+    from . import qdrant
+
+    with closing(qdrant.connect(location)) as client:
+        current = qdrant.current_name(client, collection)
+        if not client.collection_exists(current):
+            names = [one.name for one in client.get_collections().collections]
+            raise _nothing(collection, location, names)
+
+        def make(
+            contract: EmbeddingContract, config: EncoderConfig, storage: Storage
+        ) -> tuple[str, QdrantStore]:
+            made = qdrant.make_version(client, collection, contract, config, storage)
+            return made, qdrant.QdrantStore(client, made)
+
+        yield _Versions(
+            current,
+            qdrant.QdrantStore(client, current),
+            _required(qdrant.stored_contract(client, current), collection),
+            qdrant.stored_config(client, current),
+            qdrant.stored_storage(client, current),
+            make,
+            partial(qdrant.make_current, client, collection),
         )
 
-    def trim(self, source: str, num_pieces: int) -> None:
-        """Delete what a source had beyond its present pieces."""
-        self._collection.delete({"source": source}, at_least={"position": num_pieces})
 
-    def search(self, vector: Vectors, limit: int) -> list[Hit]:
-        """Return the nearest documents."""
-        points = self._collection.nearest(vector, limit=limit)
-        rows = [(point.score, dict(point.payload or {})) for point in points]
-        return [Hit(score, facts.pop("document", ""), facts) for score, facts in rows]
-
-    def __len__(self) -> int:
-        return len(self._collection)
-
-    def close(self) -> None:
-        """Give a local folder's lock back."""
-        self._collection.client.close()
+def _required(contract: EmbeddingContract | None, collection: str) -> EmbeddingContract:
+    if contract is None:
+        raise InputError(
+            f"collection {collection!r} holds no contract, so nothing says how its vectors were "
+            "made; index its documents into a collection of another name"
+        )
+    return contract
 
 
 def read_contract(store: str, location: str, collection: str) -> EmbeddingContract | None:
@@ -203,8 +230,9 @@ def read_contract(store: str, location: str, collection: str) -> EmbeddingContra
         from . import qdrant
 
         with closing(qdrant.connect(location)) as client:
-            exists = client.collection_exists(collection)
-            return qdrant.stored_contract(client, collection) if exists else None
+            current = qdrant.current_name(client, collection)
+            exists = client.collection_exists(current)
+            return qdrant.stored_contract(client, current) if exists else None
 
 
 def merge(stored: EncoderConfig | None, options: dict[str, Any]) -> EncoderConfig:
@@ -212,27 +240,9 @@ def merge(stored: EncoderConfig | None, options: dict[str, Any]) -> EncoderConfi
     return EncoderConfig.from_options(**{**(stored.portable() if stored else {}), **options})
 
 
-def point_id(document: Document) -> str:
-    """Return the id of a piece of a source: the same in every run."""
-    return str(uuid.uuid5(NAMESPACE, f"{document.source}\n{document.position}"))
-
-
-def facts_of(document: Document) -> dict[str, Any]:
-    """Return what is kept beside a document."""
-    title = {"title": document.title} if document.title else {}
-    own = {"source": document.source, "position": document.position}
-    # A column that bears one of our names keeps its value under a name of its own.
-    theirs = {f"{k}_" if k in OUR_FACTS else k: v for k, v in document.metadata.items()}
-    return {**theirs, **title, **own}
-
-
 def is_url(location: str) -> bool:
     """Whether a location is a server's address, not a folder."""
     return location.startswith(("http://", "https://"))
-
-
-def _has_space(part: Any) -> bool:
-    return isinstance(part, dict) and "space" in part
 
 
 def _require_folder(location: str) -> None:

@@ -54,7 +54,8 @@ def test_index_then_search(store: str, folder: Path, tmp_path: Path) -> None:
     indexed = run("index", folder, *place, "--model", "tiny", "--dimensions", 128)
     assert indexed.returncode == 1, indexed.stderr
     assert "damaged.pdf" in indexed.stderr
-    assert "3 files, 3 pieces" in indexed.stdout, indexed.stdout
+    assert "3 pieces added" in indexed.stdout
+    assert "1 failed; 3 rows" in indexed.stdout
 
     found = run("search", "房东卖房，租客能优先买吗？", *place, "--json")
     assert found.returncode == 0, found.stderr
@@ -67,8 +68,8 @@ def test_index_then_search(store: str, folder: Path, tmp_path: Path) -> None:
     # The same command, in this process: one start-up of torch less for each line.
     again = CliRunner().invoke(app, ["index", str(folder / "law.txt"), *place])
     assert again.exit_code == 0, again.output
-    assert "1 files, 1 pieces" in again.output
-    assert "3 rows" in again.output, "the same file indexed again must replace its rows"
+    assert "0 pieces added, 0 changed, 1 unchanged" in again.output
+    assert "3 rows" in again.output, "the same file indexed again must change nothing"
 
     (folder / "shrinks.jsonl").write_text(ROWS.replace("\n", "") + "\n" + ROWS, encoding="utf-8")
     longer = CliRunner().invoke(app, ["index", str(folder / "shrinks.jsonl"), *place])

@@ -31,6 +31,8 @@ DOCUMENTED = {
     "DeviceOutOfMemoryError",
     "EngineClosedError",
     "EngineError",
+    "IndexReport",
+    "IndexingError",
     "InputError",
     "MissingDependencyError",
     "ModelError",
@@ -38,6 +40,7 @@ DOCUMENTED = {
     "NonFiniteOutputError",
     "StoreError",
     "TextTooLongError",
+    "index_documents",
 }
 HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client"]
 HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors", "rich"]

@@ -32,9 +32,10 @@ from .linear import fp8_obstacle, has_packed_products
 from .memory import Room, check_weights, find_room
 from .model import Qwen3Model
 from .quantization import Quantizer
-from .team import Team, on_fresh_thread
+from .team import Team
 from .tokenizer import Tokenizer
 from .weights import Layer, load_weights
+from .workers import on_fresh_thread
 
 logger = logging.getLogger(__name__)
 

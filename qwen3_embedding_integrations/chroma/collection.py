@@ -1,4 +1,4 @@
-"""The Chroma door: Qwen3EmbeddingFunction, and open_collection, which checks the contract."""
+"""open_collection: a Chroma collection made or opened, its contract checked."""
 
 from __future__ import annotations
 
@@ -6,89 +6,20 @@ import json
 from typing import Any, Unpack
 from urllib.parse import urlsplit
 
-from .contract import EmbeddingContract
-from .core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
-from .encoder import Qwen3Encoder
-from .errors import ConfigError, ContractMismatchError, MissingDependencyError
-from .sharing import shared_encoder
+import chromadb
+from chromadb.api import ClientAPI
+from chromadb.api.models.Collection import Collection
+from chromadb.errors import NotFoundError
 
-try:
-    import chromadb
-    from chromadb.api import ClientAPI
-    from chromadb.api.models.Collection import Collection
-    from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
-    from chromadb.errors import NotFoundError
-    from chromadb.utils.embedding_functions import register_embedding_function
-except ImportError as error:
-    raise MissingDependencyError("chromadb", extra="chroma", reason=error) from error
+from ..contract import EmbeddingContract
+from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
+from ..errors import ConfigError, ContractMismatchError
+from .function import NAME, Qwen3EmbeddingFunction
 
-NAME = "qwen3_embedding"  # stored in users' collections: never change it
 CONTRACT_KEY = "qwen3_embedding_contract"  # of a collection's metadata
+CURRENT_KEY = "qwen3_embedding_current"  # of a collection's metadata: which version stands for it
 # Options that must agree where a collection holds no contract, only its function's configuration.
 HARD_OPTIONS = ("model", "revision", "dimensions")
-
-
-@register_embedding_function
-class Qwen3EmbeddingFunction(EmbeddingFunction[Documents]):
-    """Embeds a collection's documents bare and its queries behind the instruction.
-
-    Takes every option of `EncoderConfig` by name. Chroma keeps the options with the collection and
-    builds this object anew whenever it opens one, so making one is free: the model loads with the
-    first text, once per process. The device is not kept: a collection made on a GPU opens on a CPU.
-
-    >>> import chromadb
-    >>> from qwen3_embedding_integrations.chroma import Qwen3EmbeddingFunction
-    >>> function = Qwen3EmbeddingFunction("tiny", dimensions=128)
-    >>> client = chromadb.EphemeralClient()
-    >>> articles = client.create_collection("articles", embedding_function=function)
-
-    To open a collection in another program, import this module first: Chroma finds the function by
-    its registered name.
-    """
-
-    def __init__(self, model: str = DEFAULT_MODEL, **options: Unpack[EncoderOptions]) -> None:
-        self._config = EncoderConfig.from_options(model, **options)
-
-    def __call__(self, input: Documents) -> Embeddings:  # the name `input` is Chroma's contract
-        """Return one unit vector per document, a list of (dimensions,) float32 arrays."""
-        return list(self.encoder.encode_documents(input))
-
-    def embed_query(self, input: Documents) -> Embeddings:  # the name `input` is Chroma's contract
-        """Return one unit vector per query, a list of (dimensions,) float32 arrays."""
-        return list(self.encoder.encode_queries(input))
-
-    @property
-    def encoder(self) -> Qwen3Encoder:
-        """This process's encoder for these options, loaded on first use."""
-        return shared_encoder(self._config)
-
-    @staticmethod
-    def name() -> str:
-        """Return the name Chroma keeps in every collection."""
-        return NAME
-
-    def default_space(self) -> Space:
-        """Return the distance of collections that name none."""
-        return "cosine"
-
-    def supported_spaces(self) -> list[Space]:
-        """Return the distances that rank unit vectors: all three agree."""
-        return ["cosine", "l2", "ip"]
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what Chroma keeps: every option but the device."""
-        # An error here would make Chroma forget the function, so nothing is loaded.
-        return self._config.portable()
-
-    @staticmethod
-    def build_from_config(config: dict[str, Any]) -> Qwen3EmbeddingFunction:
-        """Return the function of a kept configuration."""
-        return Qwen3EmbeddingFunction(**config)
-
-    @staticmethod
-    def validate_config(config: dict[str, Any]) -> None:
-        """Raise ConfigError for a configuration this class would not make."""
-        EncoderConfig.from_options(**config)
 
 
 def open_collection(
@@ -115,15 +46,25 @@ def open_collection(
     contract = function.encoder.contract
     stored = find_collection(client, name)
     if stored is None:
-        facts = {CONTRACT_KEY: json.dumps(contract.to_dict(), ensure_ascii=False)}
-        # Chroma's own signature fits none of its functions: "Documents" is not all "Embeddable".
-        return client.create_collection(
-            name,
-            embedding_function=function,  # pyright: ignore[reportArgumentType]
-            metadata={**(metadata or {}), **facts},
-        )
+        return _create(client, name, function, contract, metadata or {})
     _require_match(stored, function, contract, allow_mismatch=allow_mismatch)
-    return client.get_collection(name, embedding_function=function)  # pyright: ignore[reportArgumentType]
+    return client.get_collection(stored.name, embedding_function=function)  # pyright: ignore[reportArgumentType]
+
+
+def _create(
+    client: ClientAPI,
+    name: str,
+    function: Qwen3EmbeddingFunction,
+    contract: EmbeddingContract,
+    metadata: dict[str, Any],
+) -> Collection:
+    facts = {CONTRACT_KEY: json.dumps(contract.to_dict(), ensure_ascii=False)}
+    # Chroma's own signature fits none of its functions: "Documents" is not all "Embeddable".
+    return client.create_collection(
+        name,
+        embedding_function=function,  # pyright: ignore[reportArgumentType]
+        metadata={**metadata, **facts},
+    )
 
 
 def connect(location: str) -> ClientAPI:
@@ -139,11 +80,39 @@ def connect(location: str) -> ClientAPI:
 
 
 def find_collection(client: ClientAPI, name: str) -> Collection | None:
-    """Return the collection, or None if there is none of this name."""
+    """Return the collection, or the version that stands for it; None if there is none."""
     try:
-        return client.get_collection(name)
+        found = client.get_collection(name)
+        version = str((found.metadata or {}).get(CURRENT_KEY, name))
+        return found if version == name else client.get_collection(version)
     except NotFoundError:
         return None
+
+
+def make_version(
+    client: ClientAPI, name: str, contract: EmbeddingContract, config: EncoderConfig
+) -> Collection:
+    """Return the collection, "NAME-v2" or later, that a new version is built in."""
+    names = {one.name for one in client.list_collections()}
+    current = find_collection(client, name)
+    number = 2
+    while (version := f"{name}-v{number}") in names:
+        begun = client.get_collection(version)
+        stored = stored_contract(begun)
+        is_current = current is not None and version == current.name
+        if not is_current and stored and stored.fingerprint == contract.fingerprint:
+            return begun
+        number += 1
+    function = Qwen3EmbeddingFunction(**config.to_dict())
+    return _create(client, version, function, contract, {})
+
+
+def make_current(client: ClientAPI, name: str, version: str) -> None:
+    """Let `open_collection(client, name)` open a version, in one step."""
+    client.get_collection(version)  # NotFoundError, if there is none
+    collection = client.get_collection(name)
+    kept = {k: v for k, v in (collection.metadata or {}).items() if not k.startswith("hnsw:")}
+    collection.modify(metadata={**kept, CURRENT_KEY: version})
 
 
 def stored_config(collection: Collection) -> EncoderConfig | None:

@@ -1,36 +1,25 @@
-"""The Qdrant door: Qwen3Collection, which creates, checks, fills and searches a collection."""
+"""Qwen3Collection: a Qdrant collection created, checked, filled and searched."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import logging
 import uuid
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
+from qdrant_client import QdrantClient, models
 
-from .contract import EmbeddingContract, Encoder
-from .core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
-from .encoder import Qwen3Encoder
-from .errors import ConfigError, ContractMismatchError, InputError, MissingDependencyError
-from .sharing import shared_encoder
-
-try:
-    from qdrant_client import QdrantClient, models
-except ImportError as error:
-    raise MissingDependencyError("qdrant-client", extra="qdrant", reason=error) from error
-
-logger = logging.getLogger(__name__)
-
-CONTRACT_KEY = "qwen3_embedding_contract"  # of a collection's metadata
-CONFIG_KEY = "qwen3_embedding_config"  # of a collection's metadata: what to open it with
-DOCUMENT_KEY = "document"  # of a point's payload
-NAMESPACE = uuid.UUID("6e1d4d3c-3f9e-5a53-9c3e-2f6b6a1c7d10")  # of our uuid5 ids: never change it
-UPLOAD_SIZE = 256  # points of one request: 1 MB at 1,024 dimensions, far below Qdrant's 32 MB
+from ..contract import EmbeddingContract, Encoder
+from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
+from ..encoder import Qwen3Encoder
+from ..errors import ConfigError, ContractMismatchError
+from ..sharing import shared_encoder
+from .client import connect, current_name, stored_contract
+from .points import payloads_of, point_ids
+from .storage import Storage, create
+from .store import QdrantStore
 
 
 class Qwen3Collection:
@@ -40,7 +29,9 @@ class Qwen3Collection:
     folder or ":memory:". Takes every option of `EncoderConfig` by name, or a ready `encoder`. A
     collection that is not there is made, with the right width, cosine distance and the contract in
     its metadata; one that was made under another contract is refused with the differing fields
-    (ContractMismatchError), unless `allow_mismatch=True`.
+    (ContractMismatchError), unless `allow_mismatch=True`. `storage` is for a new collection on a
+    server: "float16", "int8" or "binary" take 1/2, 1/4, 1/32 of float32's memory; the last two are
+    rescored by whole vectors on disk (`store.recall()` measures what that loses).
 
     >>> from qwen3_embedding_integrations.qdrant import Qwen3Collection
     >>> articles = Qwen3Collection(":memory:", "articles", model="tiny")
@@ -56,17 +47,20 @@ class Qwen3Collection:
         *,
         model: str | None = None,
         encoder: Encoder | None = None,
+        storage: Storage = "float32",
         allow_mismatch: bool = False,
         **options: Unpack[EncoderOptions],
     ) -> None:
         if encoder is not None and (options or model):
             raise ConfigError("give either encoder or options, not both")
         config = EncoderConfig.from_options(model or DEFAULT_MODEL, **options)
-        self.name = name
         self.encoder = encoder or shared_encoder(config)
+        self._storage: Storage = storage
         self.client = connect(client) if isinstance(client, str) else client
         self._owns_client = isinstance(client, str)
         try:
+            self.name = current_name(self.client, name)
+            self.store = QdrantStore(self.client, self.name)
             self._open(allow_mismatch=allow_mismatch)
         except BaseException:
             self.close()
@@ -88,14 +82,14 @@ class Qwen3Collection:
         """
         if isinstance(documents, str) or not isinstance(documents, Sequence):
             raise TypeError(f"documents is a {type(documents).__name__}; pass a list of str")
-        point_ids = _point_ids(documents, ids)
-        rows = _payloads(documents, payloads)
+        ids_given = point_ids(documents, ids)
+        rows = payloads_of(documents, payloads)
         start = 0
         for vectors in self.encoder.stream_documents(documents):
             stop = start + len(vectors)
-            self.write(vectors, ids=point_ids[start:stop], payloads=rows[start:stop])
+            self.write(vectors, ids=ids_given[start:stop], payloads=rows[start:stop])
             start = stop
-        return point_ids
+        return ids_given
 
     def write(
         self,
@@ -105,14 +99,7 @@ class Qwen3Collection:
         payloads: Sequence[dict[str, Any]],
     ) -> None:
         """Write points whose vectors, (N, dimensions), are at hand; searchable on return."""
-        self.client.upload_collection(
-            self.name,
-            vectors=vectors,
-            payload=payloads,
-            ids=ids,
-            batch_size=UPLOAD_SIZE,
-            wait=True,
-        )
+        self.store.upload(vectors, ids=ids, payloads=payloads)
 
     def query(
         self,
@@ -148,24 +135,10 @@ class Qwen3Collection:
         query_filter: models.Filter | None = None,
     ) -> list[models.ScoredPoint]:
         """Return the `limit` best points for a vector (dimensions,), best first, with payloads."""
-        return self.client.query_points(
-            self.name, query=vector.tolist(), limit=limit, query_filter=query_filter
-        ).points
-
-    def delete(self, equal: Mapping[str, Any], *, at_least: Mapping[str, float]) -> None:
-        """Delete the points whose payload equals and reaches all of these values."""
-        conditions: list[models.Condition] = [
-            models.FieldCondition(key=key, match=models.MatchValue(value=value))
-            for key, value in equal.items()
-        ]
-        conditions += [
-            models.FieldCondition(key=key, range=models.Range(gte=value))
-            for key, value in at_least.items()
-        ]
-        self.client.delete(self.name, models.FilterSelector(filter=models.Filter(must=conditions)))
+        return self.store.points_near(vector, limit=limit, query_filter=query_filter)
 
     def __len__(self) -> int:
-        return self.client.count(self.name, exact=True).count
+        return len(self.store)
 
     def close(self) -> None:
         """Close the client if this object made it."""
@@ -203,13 +176,7 @@ class Qwen3Collection:
     def _create(self, contract: EmbeddingContract) -> None:
         encoder = self.encoder
         config = encoder.config.portable() if isinstance(encoder, Qwen3Encoder) else None
-        self.client.create_collection(
-            self.name,
-            vectors_config=models.VectorParams(
-                size=self.encoder.dimensions, distance=models.Distance.COSINE
-            ),
-            metadata={CONTRACT_KEY: contract.to_dict(), CONFIG_KEY: config},
-        )
+        create(self.client, self.name, contract, config, self._storage)
 
     def _check_vectors(self, stored: Any, index: str) -> None:
         """Refuse a collection whose vectors cannot hold ours; no override can make them fit."""
@@ -230,95 +197,3 @@ class Qwen3Collection:
                 "its vectors are this model's, or use another name",
                 differences=differences,
             )
-
-
-def connect(location: str) -> QdrantClient:
-    """Return a client for a URL (by gRPC where it answers, else REST), a folder or ":memory:"."""
-    if location == ":memory:":
-        return QdrantClient(location)
-    if not location.startswith(("http://", "https://")):
-        return QdrantClient(path=location)
-    client = QdrantClient(url=location, prefer_grpc=True)
-    try:
-        client.get_collections()
-    except Exception as error:
-        client.close()
-        logger.info("%s answers no gRPC (%r); using REST", location, error)
-        return QdrantClient(url=location)
-    return client
-
-
-def stored_config(client: QdrantClient, name: str) -> EncoderConfig | None:
-    """Return the options a collection was made with, or None if it holds none."""
-    options = (client.get_collection(name).config.metadata or {}).get(CONFIG_KEY)
-    return EncoderConfig.from_options(**options) if options else None
-
-
-def stored_contract(client: QdrantClient, name: str) -> EmbeddingContract | None:
-    """Return the contract of a collection's vectors, or None if it was made without one."""
-    facts = (client.get_collection(name).config.metadata or {}).get(CONTRACT_KEY)
-    return EmbeddingContract.from_dict(facts) if facts else None
-
-
-def _point_ids(
-    documents: Sequence[str], ids: Sequence[int | str | uuid.UUID] | None
-) -> list[int | str]:
-    if ids is None:
-        seen: Counter[str] = Counter()
-        point_ids: list[int | str] = []
-        for document in documents:
-            # surrogatepass: a damaged text gets its clear error from the encoder.
-            text = hashlib.sha256(str(document).encode("utf-8", "surrogatepass")).hexdigest()
-            point_ids.append(str(uuid.uuid5(NAMESPACE, f"document:{seen[text]}:{text}")))
-            seen[text] += 1
-        return point_ids
-    _check_length("ids", ids, documents)
-    point_ids = [_point_id(one, index) for index, one in enumerate(ids)]
-    if repeated := [one for one, count in Counter(point_ids).items() if count > 1]:
-        raise InputError(
-            f"{len(repeated)} ids stand more than once (first: {repeated[0]!r}); the last document "
-            "would overwrite the others: give each its own id"
-        )
-    return point_ids
-
-
-def _point_id(given: object, index: int) -> int | str:
-    if isinstance(given, uuid.UUID):
-        return str(given)
-    if isinstance(given, int | np.integer) and not isinstance(given, bool):
-        if 0 <= given < 2**64:
-            return int(given)
-    elif isinstance(given, str) and given:
-        try:
-            return str(uuid.UUID(given))
-        except ValueError:
-            return str(uuid.uuid5(NAMESPACE, f"id:{given}"))
-    raise InputError(
-        f"ids[{index}] is {given!r}; give an int from 0 to 2**64 - 1, a UUID or a str", index=index
-    )
-
-
-def _payloads(
-    documents: Sequence[str], payloads: Sequence[Mapping[str, Any]] | None
-) -> list[dict[str, Any]]:
-    if payloads is None:
-        return [{DOCUMENT_KEY: document} for document in documents]
-    _check_length("payloads", payloads, documents)
-    for index, payload in enumerate(payloads):
-        if payload.get(DOCUMENT_KEY, documents[index]) != documents[index]:
-            raise InputError(
-                f'payloads[{index}] has a "{DOCUMENT_KEY}" of its own, which would hide the '
-                "document's text; name the field otherwise",
-                index=index,
-            )
-    return [
-        {**payload, DOCUMENT_KEY: document}
-        for document, payload in zip(documents, payloads, strict=True)
-    ]
-
-
-def _check_length(word: str, given: Sequence[object], documents: Sequence[str]) -> None:
-    if isinstance(given, str):
-        raise TypeError(f"{word} is a str; pass a list with one for each document")
-    if len(given) != len(documents):
-        raise InputError(f"{len(given)} {word} for {len(documents)} documents; give one for each")

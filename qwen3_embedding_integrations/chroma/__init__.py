@@ -1,0 +1,33 @@
+"""The Chroma door: Qwen3EmbeddingFunction, open_collection, and ChromaStore for indexing."""
+
+from ..errors import MissingDependencyError
+
+try:
+    from .collection import (
+        CONTRACT_KEY,
+        connect,
+        find_collection,
+        make_current,
+        make_version,
+        open_collection,
+        stored_config,
+        stored_contract,
+    )
+    from .function import NAME, Qwen3EmbeddingFunction
+    from .store import ChromaStore
+except ImportError as error:
+    raise MissingDependencyError("chromadb", extra="chroma", reason=error) from error
+
+__all__ = [
+    "CONTRACT_KEY",
+    "NAME",
+    "ChromaStore",
+    "Qwen3EmbeddingFunction",
+    "connect",
+    "find_collection",
+    "make_current",
+    "make_version",
+    "open_collection",
+    "stored_config",
+    "stored_contract",
+]

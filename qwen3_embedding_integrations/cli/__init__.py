@@ -1,0 +1,49 @@
+"""`qwen3-embedding`: the command; a verb's modules are imported only when it runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from rich.logging import RichHandler
+
+from ..bench.command import bench
+from ..errors import Qwen3EmbeddingError
+from ..quantize import quantize
+from .contract import contract_app
+from .index import index
+from .options import err
+from .reindex import reindex
+from .search import demo, encode, search
+
+app = typer.Typer(
+    help="Qwen3-Embedding in your vector stack: index, search, encode.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (demo, index, reindex, search, encode, quantize, bench):
+    app.command()(verb)
+app.add_typer(contract_app, name="contract")
+
+
+@app.callback()
+def _prepare(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is chosen.")] = False,
+) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(
+        level=level, format="%(message)s", handlers=[RichHandler(console=err, show_path=False)]
+    )
+
+
+def main() -> None:
+    """Run the command; an error of ours is one line, not a traceback."""
+    try:
+        app()
+    except Qwen3EmbeddingError as error:
+        err.print(f"[red]error[/] {type(error).__name__}: ", end="")
+        err.print(str(error), markup=False, highlight=False)
+        sys.exit(2)

@@ -1,0 +1,185 @@
+"""The verb `index`: files and folders into a collection, once or for as long as it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..errors import InputError
+from .options import (
+    DEFAULT_COLLECTION,
+    DEFAULT_LOCATION,
+    INDEX_OPTIONS,
+    CollectionOption,
+    DeviceOption,
+    DimensionsOption,
+    DtypeOption,
+    InstructionOption,
+    JsonOption,
+    LocationOption,
+    ModelOption,
+    QuantizationOption,
+    RevisionOption,
+    StoreName,
+    StoreOption,
+    err,
+    given,
+    out,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from ..indexing import IndexReport, ReadOptions
+    from ..stores import OpenStore
+
+STOPPED = 143  # what a shell shows of a process that SIGTERM ended
+
+
+class _Stopped(BaseException):
+    """SIGTERM came."""
+
+
+def index(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.")],
+    store: StoreOption = StoreName.chroma,
+    location: LocationOption = DEFAULT_LOCATION,
+    collection: CollectionOption = DEFAULT_COLLECTION,
+    model: ModelOption = None,
+    dimensions: DimensionsOption = None,
+    instruction: InstructionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of one piece of a file.")] = 512,
+    text_field: Annotated[
+        str | None, typer.Option(help="The CSV column or JSONL field with the text.")
+    ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Where committed files are noted; beside a local index.")
+    ] = None,
+    prune: Annotated[bool, typer.Option(help="Delete the rows of files that are gone.")] = False,
+    watch: Annotated[bool, typer.Option(help="Stay, and follow changes of the files.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read txt, md, html, pdf, docx, csv and jsonl files into a collection, or bring it up to date.
+
+    Files that did not change are skipped, changed ones replace their rows. Killed or stopped, the
+    next run goes on where this one was.
+    """
+    from ..documents import find_files
+    from ..indexing import ReadOptions
+    from ..stores import is_url, open_store
+
+    options = given(locals(), *INDEX_OPTIONS)
+    num_files = len(find_files(paths))
+    if not num_files and not watch:
+        raise InputError(f"nothing to index in {', '.join(map(str, paths))}")
+    if journal is None and not is_url(location):
+        journal = Path(location) / f"{collection}.{store!s}.journal"
+    with err.status("loading the model"):
+        target = open_store(str(store), location, collection, options, create=True)
+    read = ReadOptions(target.encoder.count_tokens, max_tokens, text_field)
+    where = f"{store!s} {collection!r} at {location}"
+    with closing(target.store), _stopped_by_sigterm():
+        report = _index_once(target, paths, num_files, read, journal, prune=prune)
+        _print_report(report, where, len(target.store), as_json=as_json)
+        if watch:
+            _follow(target, paths, read, journal, where, as_json=as_json)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def _index_once(
+    target: OpenStore,
+    paths: list[Path],
+    num_files: int,
+    read: ReadOptions,
+    journal: Path | None,
+    *,
+    prune: bool,
+) -> IndexReport:
+    """Index under a progress bar."""
+    from ..indexing import index_folders
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=err) as bar:
+        files = bar.add_task("files read", total=num_files)
+        rows = bar.add_task("pieces written", total=None)
+        return index_folders(
+            paths,
+            target.encoder,
+            target.store,
+            options=read,
+            journal=journal,
+            prune=prune,
+            on_file=lambda: bar.advance(files),
+            on_progress=lambda report: bar.update(rows, completed=report.written),
+        )
+
+
+def _follow(
+    target: OpenStore,
+    paths: list[Path],
+    read: ReadOptions,
+    journal: Path | None,
+    where: str,
+    *,
+    as_json: bool,
+) -> None:
+    from ..indexing import watch_folders
+
+    err.print(f"watching {', '.join(map(str, paths))}; stop with Ctrl-C", markup=False)
+    try:
+        for report in watch_folders(
+            paths, target.encoder, target.store, Event(), options=read, journal=journal
+        ):
+            if report.written or report.removed or report.failed:
+                _print_report(report, where, len(target.store), as_json=as_json)
+    except KeyboardInterrupt:
+        err.print("stopped")
+
+
+def _print_report(report: IndexReport, where: str, num_rows: int, *, as_json: bool) -> None:
+    if as_json:
+        print_json({**asdict(report), "rows": num_rows})
+        return
+    out.print(
+        f"{report.added} pieces added, {report.changed} changed, {report.unchanged} unchanged, "
+        f"{report.removed} removed, {report.failed} failed; {num_rows} rows in {where}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    for name, reason in report.failures:
+        err.print("[red]failed[/] ", end="")
+        # What is said of a file names it already.
+        described = reason if reason.startswith(name) else f"{name}: {reason}"
+        err.print(described, markup=False, highlight=False)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Generator[None]:
+    """End the process at SIGTERM at once: what is committed is committed, the rest is not begun."""
+
+    def stop(*_: Any) -> None:
+        raise _Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except _Stopped:
+        err.print("stopped by SIGTERM; run again to go on")
+        # Not sys.exit: that would wait for the forward under way, seconds with a large model.
+        os._exit(STOPPED)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,136 @@
+"""The verbs `search`, `encode` and `demo`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ..core.config import EncoderConfig
+from ..errors import ConfigError
+from .options import (
+    DEFAULT_COLLECTION,
+    DEFAULT_LOCATION,
+    INDEX_OPTIONS,
+    CollectionOption,
+    DeviceOption,
+    DimensionsOption,
+    DtypeOption,
+    InstructionOption,
+    JsonOption,
+    LocationOption,
+    MaxLengthOption,
+    ModelOption,
+    QuantizationOption,
+    RevisionOption,
+    Role,
+    StoreName,
+    StoreOption,
+    TooLongOption,
+    err,
+    given,
+    out,
+    print_json,
+)
+
+
+def search(
+    text: Annotated[str, typer.Argument(help="The question.")],
+    store: StoreOption = StoreName.chroma,
+    location: LocationOption = DEFAULT_LOCATION,
+    collection: CollectionOption = DEFAULT_COLLECTION,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 5,
+    model: ModelOption = None,
+    instruction: InstructionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the documents nearest to a question, with the options they were indexed with."""
+    from ..stores import open_store
+
+    options = given(locals(), "model", "instruction", "device", "dtype", "quantization")
+    with err.status("loading the model"):
+        source, encoder = open_store(str(store), location, collection, options, create=False)
+    with closing(source):
+        hits = source.nearest(encoder.encode_queries([text])[0], limit=limit)
+    if as_json:
+        rows = [{**hit.facts, "score": round(hit.score, 6), "text": hit.text} for hit in hits]
+        print_json(rows)
+        return
+    table = Table(title=Text(text), title_justify="left")
+    for column in ("score", "source", "text"):
+        table.add_column(column, overflow="fold")
+    for hit in hits:
+        where = f"{hit.facts.get('source', '')} #{hit.facts.get('position', 0)}"
+        snippet = hit.text if len(hit.text) <= 240 else hit.text[:240] + "…"
+        table.add_row(f"{hit.score:.3f}", Text(where), Text(snippet))
+    out.print(table)
+
+
+def encode(
+    output: Annotated[Path, typer.Option(help="vectors.npy or vectors.jsonl.")],
+    role: Annotated[Role, typer.Option(help="Queries carry the instruction.")] = Role.document,
+    model: ModelOption = None,
+    dimensions: DimensionsOption = None,
+    instruction: InstructionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
+    max_length: MaxLengthOption = None,
+    on_too_long: TooLongOption = None,
+) -> None:
+    """Encode the lines of standard input, one text each, to a .npy array or JSON lines."""
+    import numpy as np
+
+    from ..encoder import Qwen3Encoder
+
+    if output.suffix not in {".npy", ".jsonl"}:
+        raise ConfigError(f"--output is {output}; end it in .npy or .jsonl")
+    options = given(locals(), *INDEX_OPTIONS, "max_length", "on_too_long")
+    texts = [line.rstrip("\n") for line in sys.stdin]  # splitlines() would split at U+2028 too
+    with Qwen3Encoder(EncoderConfig.from_options(**options)) as encoder:
+        encode_lines = encoder.encode_queries if role is Role.query else encoder.encode_documents
+        vectors = encode_lines(texts)
+    if output.suffix == ".npy":
+        np.save(output, vectors)
+    else:
+        with output.open("w", encoding="utf-8") as file:
+            for line, vector in zip(texts, vectors.tolist(), strict=True):
+                row = {"text": line, "vector": vector}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    out.print(f"{len(vectors)} x {vectors.shape[1]} float32 in {output}", markup=False)
+
+
+def demo() -> None:
+    """Index real texts and answer five questions through all four doors, offline."""
+    from ..demo import DOORS, load_texts, run_door
+
+    texts = load_texts()
+    out.print(
+        f"{len(texts)} texts (articles of the Chinese Civil Code, English help articles) and the "
+        "[bold]tiny[/] model: small, for trying; use Qwen/Qwen3-Embedding-0.6B for real search."
+    )
+    results = [run_door(door, texts) for door in DOORS]
+    for answers in zip(*(result.answers for result in results), strict=True):
+        found = answers[0].found
+        out.print(f"\n[bold]{answers[0].question}[/]")
+        out.print(f"  [cyan]{found.id}[/]  {' '.join(found.text.split())[:100]}…", highlight=False)
+        marks = [
+            f"{result.door} " + ("[green]✓[/]" if answer.is_right else f"[red]{answer.found.id}[/]")
+            for result, answer in zip(results, answers, strict=True)
+        ]
+        out.print("  " + "   ".join(marks), highlight=False)
+    times = ", ".join(f"{result.door} {result.index_s:.1f} s" for result in results)
+    out.print(f"\nEmbedded, stored and searched through four doors: {times}.", highlight=False)
+    if num_wrong := sum(not one.is_right for result in results for one in result.answers):
+        err.print(f"{num_wrong} answers were not the expected ones")
+        raise typer.Exit(1)

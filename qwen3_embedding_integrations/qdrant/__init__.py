@@ -1,0 +1,34 @@
+"""The Qdrant door: Qwen3Collection, and QdrantStore for indexing."""
+
+from ..errors import MissingDependencyError
+
+try:
+    from .client import (
+        CONTRACT_KEY,
+        connect,
+        current_name,
+        make_current,
+        stored_config,
+        stored_contract,
+    )
+    from .collection import Qwen3Collection
+    from .points import DOCUMENT_KEY
+    from .storage import Storage, make_version, stored_storage
+    from .store import QdrantStore
+except ImportError as error:
+    raise MissingDependencyError("qdrant-client", extra="qdrant", reason=error) from error
+
+__all__ = [
+    "CONTRACT_KEY",
+    "DOCUMENT_KEY",
+    "QdrantStore",
+    "Qwen3Collection",
+    "Storage",
+    "connect",
+    "current_name",
+    "make_current",
+    "make_version",
+    "stored_config",
+    "stored_contract",
+    "stored_storage",
+]

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .contract import EmbeddingContract
 from .core.config import EncoderConfig, check_options
 from .encoder import Qwen3Encoder
-from .errors import InputError, Qwen3EmbeddingError, StoreError
+from .errors import ConfigError, InputError, Qwen3EmbeddingError, StoreError
 from .indexing import ReindexReport, can_cut, rebuild
 from .indexing.job import Progress
 from .sharing import shared_encoder
 
 if TYPE_CHECKING:
     from .chroma import ChromaStore
-    from .qdrant import QdrantStore
+    from .qdrant import QdrantStore, Storage
 
 
 class OpenStore(NamedTuple):
@@ -85,6 +85,7 @@ def reindex(
     location: str,
     collection: str,
     *,
+    storage: Storage | None = None,
     retry_s: int = 300,
     on_progress: Progress | None = None,
     **options: Any,
@@ -93,7 +94,8 @@ def reindex(
 
     `store` is "chroma" or "qdrant", `location` a folder or URL. Options not given are those the
     collection was made with. With fewer `dimensions` alone the stored vectors are cut, which takes
-    no model. What is open goes on with the old collection until it is opened again; that one is
+    no model; with `storage` alone ("float16", "int8", "binary", on a Qdrant server) they are
+    copied. What is open goes on with the old collection until it is opened again; that one is
     kept. Killed, the next call goes on. Raises IndexingError, and changes nothing that is current,
     when the two do not come to hold the same rows or sampled vectors are not what they should be.
     """
@@ -104,16 +106,16 @@ def reindex(
         contract, encoder = old, None
         if set(options) == {"dimensions"} and config.dimensions:
             contract = replace(old, dimensions=config.dimensions)
-        if contract == old or not can_cut(old, contract):
+        if (options and contract == old) or not can_cut(old, contract):
             encoder = shared_encoder(config)
             contract = encoder.contract
             encoder = None if can_cut(old, contract) else encoder
-        if contract.fingerprint == old.fingerprint:
+        if contract.fingerprint == old.fingerprint and storage in (None, versions.storage):
             raise InputError(
                 f"{versions.current.name} is made under these options already; queries take "
                 "another instruction without a new index"
             )
-        name, target = versions.make(contract, config)
+        name, target = versions.make(contract, config, storage or versions.storage)
         report = rebuild(
             versions.current, target, contract, encoder, retry_s=retry_s, on_progress=on_progress
         )
@@ -135,7 +137,10 @@ class _Versions(NamedTuple):
     current: ChromaStore | QdrantStore
     contract: EmbeddingContract
     config: EncoderConfig | None
-    make: Callable[[EmbeddingContract, EncoderConfig], tuple[str, ChromaStore | QdrantStore]]
+    storage: Storage
+    make: Callable[
+        [EmbeddingContract, EncoderConfig, Storage], tuple[str, ChromaStore | QdrantStore]
+    ]
     make_current: Callable[[str], None]
 
 
@@ -155,7 +160,14 @@ def _chroma_versions(location: str, collection: str) -> Generator[_Versions]:
     if current is None:
         raise _nothing(collection, location, [one.name for one in client.list_collections()])
 
-    def make(contract: EmbeddingContract, config: EncoderConfig) -> tuple[str, ChromaStore]:
+    def make(
+        contract: EmbeddingContract, config: EncoderConfig, storage: Storage
+    ) -> tuple[str, ChromaStore]:
+        if storage != "float32":
+            raise ConfigError(
+                f'storage is "{storage}", but Chroma keeps float32 alone; cut dimensions instead, '
+                "or use a Qdrant server"
+            )
         made = chroma.make_version(client, collection, contract, config)
         return made.name, chroma.ChromaStore(client, made)
 
@@ -164,6 +176,7 @@ def _chroma_versions(location: str, collection: str) -> Generator[_Versions]:
         chroma.ChromaStore(client, current),
         _required(chroma.stored_contract(current), collection),
         chroma.stored_config(current),
+        "float32",
         make,
         partial(chroma.make_current, client, collection),
     )
@@ -179,8 +192,10 @@ def _qdrant_versions(location: str, collection: str) -> Generator[_Versions]:
             names = [one.name for one in client.get_collections().collections]
             raise _nothing(collection, location, names)
 
-        def make(contract: EmbeddingContract, config: EncoderConfig) -> tuple[str, QdrantStore]:
-            made = qdrant.make_version(client, collection, contract, config)
+        def make(
+            contract: EmbeddingContract, config: EncoderConfig, storage: Storage
+        ) -> tuple[str, QdrantStore]:
+            made = qdrant.make_version(client, collection, contract, config, storage)
             return made, qdrant.QdrantStore(client, made)
 
         yield _Versions(
@@ -188,6 +203,7 @@ def _qdrant_versions(location: str, collection: str) -> Generator[_Versions]:
             qdrant.QdrantStore(client, current),
             _required(qdrant.stored_contract(client, current), collection),
             qdrant.stored_config(client, current),
+            qdrant.stored_storage(client, current),
             make,
             partial(qdrant.make_current, client, collection),
         )

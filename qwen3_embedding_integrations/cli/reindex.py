@@ -42,6 +42,9 @@ def reindex(
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
     revision: RevisionOption = None,
+    storage: Annotated[
+        str | None, typer.Option(help="float16, int8 or binary, on a Qdrant server.")
+    ] = None,
     back_to: Annotated[
         str | None, typer.Option(help="Make this version the current one again, and no more.")
     ] = None,
@@ -56,18 +59,20 @@ def reindex(
 
     options = given(locals(), *INDEX_OPTIONS)
     if back_to is not None:
-        if options:
-            raise ConfigError(f"--back-to makes nothing anew; leave out {', '.join(options)}")
+        if options or storage:
+            named = ", ".join([*options, *(["storage"] if storage else [])])
+            raise ConfigError(f"--back-to makes nothing anew; leave out {named}")
         make_current(str(store), location, collection, back_to)
         out.print(f"{collection!r} is {back_to!r} now", markup=False)
         return
-    if not options:
-        raise ConfigError("nothing is to change; give --model, --revision or --dimensions")
+    if not options and not storage:
+        raise ConfigError("nothing is to change; give --model, --dimensions or --storage")
     with err.status("reading the collection") as status:
         report = rebuild(
             str(store),
             location,
             collection,
+            storage=storage,  # type: ignore[arg-type]  # checked there
             on_progress=lambda done: status.update(f"{done.written} rows written"),
             **options,
         )

@@ -45,7 +45,9 @@ class Qwen3Rerank(BaseNodePostprocessor):
     revision: str | None = Field(default=None, description="Branch, tag or commit.")
     device: str = Field(default="auto", description="'auto', 'cpu', 'mps' or 'cuda:N'.")
     dtype: DType = Field(default="auto", description="Number format of the weights.")
-    quantization: Quantization | None = Field(default=None, description="'int8' on a CPU, 'fp8' on CUDA.")
+    quantization: Quantization | None = Field(
+        default=None, description="'int8' on a CPU, 'fp8' on CUDA."
+    )
     attention: AttentionBackend = Field(default="auto", description="Attention backend.")
     max_batch_tokens: int | Literal["auto"] = Field(
         default="auto", description="Tokens of one forward at most."

@@ -8,12 +8,12 @@ try:
         connect,
         current_name,
         make_current,
-        make_version,
         stored_config,
         stored_contract,
     )
     from .collection import Qwen3Collection
     from .points import DOCUMENT_KEY
+    from .storage import Storage, make_version, stored_storage
     from .store import QdrantStore
 except ImportError as error:
     raise MissingDependencyError("qdrant-client", extra="qdrant", reason=error) from error
@@ -23,10 +23,12 @@ __all__ = [
     "DOCUMENT_KEY",
     "QdrantStore",
     "Qwen3Collection",
+    "Storage",
     "connect",
     "current_name",
     "make_current",
     "make_version",
     "stored_config",
     "stored_contract",
+    "stored_storage",
 ]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 import weakref
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from qdrant_client import QdrantClient, models
 
@@ -39,14 +37,19 @@ def connect(location: str) -> QdrantClient:
     return client
 
 
+def is_local(client: QdrantClient) -> bool:
+    """Whether the client is its own store, in a folder or in memory."""
+    options = client.init_options
+    return options.get("path") is not None or options.get("location") == ":memory:"
+
+
 def guard_of(client: QdrantClient) -> AbstractContextManager[object]:
     """Return what every call to a client stands in: a lock, unless it speaks to a server.
 
     A local collection (a folder, or ":memory:") is arrays that one call may be growing while
     another reads them (qdrant-client 1.20).
     """
-    options = client.init_options
-    if options.get("path") is None and options.get("location") != ":memory:":
+    if not is_local(client):
         return nullcontext()
     with _locks_lock:
         return _locks.setdefault(client, threading.RLock())
@@ -75,23 +78,6 @@ def stored_identity(client: QdrantClient, name: str) -> str:
     return str(metadata.get(IDENTITY_KEY, name))
 
 
-def create(
-    client: QdrantClient, name: str, contract: EmbeddingContract, config: dict[str, Any] | None
-) -> None:
-    """Make a collection for vectors of this contract, to be opened with these options."""
-    client.create_collection(
-        name,
-        vectors_config=models.VectorParams(
-            size=contract.dimensions, distance=models.Distance.COSINE
-        ),
-        metadata={
-            CONTRACT_KEY: contract.to_dict(),
-            CONFIG_KEY: config,
-            IDENTITY_KEY: str(uuid.uuid4()),
-        },
-    )
-
-
 def current_name(client: QdrantClient, name: str) -> str:
     """Return the collection that an alias, or a collection rebuilt under another name, stands for.
 
@@ -103,21 +89,6 @@ def current_name(client: QdrantClient, name: str) -> str:
     if not client.collection_exists(name):
         return name
     return str((client.get_collection(name).config.metadata or {}).get(CURRENT_KEY, name))
-
-
-def make_version(
-    client: QdrantClient, name: str, contract: EmbeddingContract, config: EncoderConfig
-) -> str:
-    """Return the collection, "NAME-v2" or later, that a new version is built in."""
-    number = 2
-    while client.collection_exists(version := f"{name}-v{number}"):
-        if version != current_name(client, name):
-            stored = stored_contract(client, version)
-            if stored and stored.fingerprint == contract.fingerprint:
-                return version  # one that was begun
-        number += 1
-    create(client, version, contract, config.portable())
-    return version
 
 
 def make_current(client: QdrantClient, name: str, version: str) -> None:

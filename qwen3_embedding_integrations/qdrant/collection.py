@@ -16,8 +16,9 @@ from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError, ContractMismatchError
 from ..sharing import shared_encoder
-from .client import connect, create, current_name, stored_contract
+from .client import connect, current_name, stored_contract
 from .points import payloads_of, point_ids
+from .storage import Storage, create
 from .store import QdrantStore
 
 
@@ -28,7 +29,9 @@ class Qwen3Collection:
     folder or ":memory:". Takes every option of `EncoderConfig` by name, or a ready `encoder`. A
     collection that is not there is made, with the right width, cosine distance and the contract in
     its metadata; one that was made under another contract is refused with the differing fields
-    (ContractMismatchError), unless `allow_mismatch=True`.
+    (ContractMismatchError), unless `allow_mismatch=True`. `storage` is for a new collection on a
+    server: "float16", "int8" or "binary" take 1/2, 1/4, 1/32 of float32's memory; the last two are
+    rescored by whole vectors on disk (`store.recall()` measures what that loses).
 
     >>> from qwen3_embedding_integrations.qdrant import Qwen3Collection
     >>> articles = Qwen3Collection(":memory:", "articles", model="tiny")
@@ -44,6 +47,7 @@ class Qwen3Collection:
         *,
         model: str | None = None,
         encoder: Encoder | None = None,
+        storage: Storage = "float32",
         allow_mismatch: bool = False,
         **options: Unpack[EncoderOptions],
     ) -> None:
@@ -51,6 +55,7 @@ class Qwen3Collection:
             raise ConfigError("give either encoder or options, not both")
         config = EncoderConfig.from_options(model or DEFAULT_MODEL, **options)
         self.encoder = encoder or shared_encoder(config)
+        self._storage: Storage = storage
         self.client = connect(client) if isinstance(client, str) else client
         self._owns_client = isinstance(client, str)
         try:
@@ -171,7 +176,7 @@ class Qwen3Collection:
     def _create(self, contract: EmbeddingContract) -> None:
         encoder = self.encoder
         config = encoder.config.portable() if isinstance(encoder, Qwen3Encoder) else None
-        create(self.client, self.name, contract, config)
+        create(self.client, self.name, contract, config, self._storage)
 
     def _check_vectors(self, stored: Any, index: str) -> None:
         """Refuse a collection whose vectors cannot hold ours; no override can make them fit."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from ..contract import EmbeddingContract
 from ..rows import HASH_KEY, Hit, Row, RowId, Vectors
-from .client import guard_of, stored_contract, stored_identity
+from .client import guard_of, is_local, stored_contract, stored_identity
 from .points import DOCUMENT_KEY
+from .storage import EXACT, search_params, stored_storage
 
 PAGE = 1000  # points of one read
 UPLOAD_SIZE = 256  # points of one request: 1 MB at 1,024 dimensions, far below Qdrant's 32 MB
@@ -38,6 +41,13 @@ class QdrantStore:
         self._client = client
         self._collection = collection
         self._guard = guard_of(client)
+
+        # A local collection compares whole vectors anyway, and warns of every wish.
+        self._exact_params = None if is_local(client) else EXACT
+
+    @cached_property
+    def _search_params(self) -> models.SearchParams | None:
+        return search_params(stored_storage(self._client, self._collection))
 
     @property
     def name(self) -> str:
@@ -124,13 +134,38 @@ class QdrantStore:
         return [_hit(point, point.score) for point in points]
 
     def points_near(
-        self, vector: Vectors, *, limit: int, query_filter: models.Filter | None
+        self,
+        vector: Vectors,
+        *,
+        limit: int,
+        query_filter: models.Filter | None,
+        is_exact: bool = False,
     ) -> list[models.ScoredPoint]:
         """Return the points nearest to a vector (dimensions,), best first, with payloads."""
         with self._guard:
             return self._client.query_points(
-                self._collection, query=vector.tolist(), limit=limit, query_filter=query_filter
+                self._collection,
+                query=vector.tolist(),
+                limit=limit,
+                query_filter=query_filter,
+                search_params=self._exact_params if is_exact else self._search_params,
             ).points
+
+    def recall(self, *, limit: int = 10, num_samples: int = 100) -> float:
+        """Return which share of the true nearest rows a search finds, 0 to 1.
+
+        The rows nearest to each of `num_samples` stored vectors, as a search finds them (by an
+        index, by quantized vectors) and as a comparison with every whole vector does.
+        """
+        step = max(1, len(self) // num_samples)
+        shares: list[float] = []
+        for _, vector in islice(self.rows(), 0, step * num_samples, step):
+            found, true = (
+                self.points_near(vector, limit=limit, query_filter=None, is_exact=is_exact)
+                for is_exact in (False, True)
+            )
+            shares.append(len({p.id for p in found} & {p.id for p in true}) / len(true))
+        return float(np.mean(shares)) if shares else 1.0
 
     def fetch(self, ids: Sequence[RowId], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Return these rows in the order given, without those that are not there; score 0."""

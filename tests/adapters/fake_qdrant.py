@@ -74,6 +74,9 @@ class FakeQdrant(
                 flush_interval_sec=5,
             ),
             wal_config=messages.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0),
+            quantization_config=made.quantization_config
+            if made.HasField("quantization_config")
+            else None,
         )
         info = messages.CollectionInfo(
             status=messages.CollectionStatus.Green,

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten
 from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
 from qwen3_embedding_integrations.core.attention import CAPTURABLE, Segments
 from qwen3_embedding_integrations.core.graphs import MAX_GRAPHS
-from qwen3_embedding_integrations.core.heads import EmbeddingHead, unit_vectors
+from qwen3_embedding_integrations.core.heads import EmbeddingHead, RerankingHead, unit_vectors
 from qwen3_embedding_integrations.core.layout import PREFIX_ROOMS, choose_bucket
 from qwen3_embedding_integrations.core.model import Plan, Qwen3Model, Texts
 from qwen3_embedding_integrations.core.packing import PackedBatch
@@ -167,6 +167,21 @@ def test_a_replay_equals_the_model_and_transformers(folder, plain, num_texts, lo
         assert_same(vectors, EmbeddingHead(plain)(batch)(), f"attempt {attempt}")
         if attempt % 3 == 0:
             assert_same(vectors, vectors_of_ids(folder, texts_of(batch)), "Qwen3Model")
+    assert capture.num_replays == 4
+
+
+def test_a_reranker_runs_by_graph_too(plain):
+    """The scores of a replay are those of a forward, whatever prefix a query has."""
+    rng = random.Random(9)
+    answers = torch.randn(2, MINI["hidden_size"], generator=torch.Generator().manual_seed(9))
+    head, capture = graphed(plain)
+    scored = RerankingHead(head._model, answers, capture)
+    for prefix in ((), range(40), range(5, 50), range(40)):
+        batch = random_batch(rng, 4, 20, prefix)
+        scores = scored(batch)()
+        assert scores.shape == (4, 1)
+        assert scores.std() > 1e-3
+        assert_same(scores, RerankingHead(plain, answers)(batch)(), f"{len(prefix)} tokens before")
     assert capture.num_replays == 4
 
 

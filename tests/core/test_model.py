@@ -21,7 +21,8 @@ from qwen3_embedding_integrations.core.attention import choose_attention
 from qwen3_embedding_integrations.core.checkpoint import read_architecture
 from qwen3_embedding_integrations.core.dense import Dense
 from qwen3_embedding_integrations.core.heads import EmbeddingHead
-from qwen3_embedding_integrations.core.model import MAX_KEPT_TOKENS, MAX_PREFIXES, Qwen3Model
+from qwen3_embedding_integrations.core.memory import KEPT_PREFIX_TOKENS
+from qwen3_embedding_integrations.core.model import MAX_PREFIXES, Qwen3Model
 from qwen3_embedding_integrations.core.packing import PackedBatch
 from qwen3_embedding_integrations.core.prompts import WEB_SEARCH, format_queries, query_prompt
 from qwen3_embedding_integrations.core.tokenizer import Tokenizer
@@ -178,7 +179,7 @@ def test_long_prefixes_do_not_fill_the_memory(mini):
         assert (together - whole).abs().max() < 1e-4
         lengths = [len(ids) for ids in model._prefixes]
         assert lengths[-1] == len(prefix)
-        assert sum(lengths) <= MAX_KEPT_TOKENS or len(lengths) == 1, lengths
+        assert sum(lengths) <= KEPT_PREFIX_TOKENS or len(lengths) == 1, lengths
     assert [len(ids) for ids in model._prefixes] == [5]
 
 

@@ -16,6 +16,7 @@ from qdrant_client import QdrantClient, models
 from typer.testing import CliRunner
 
 from qwen3_embedding_integrations import (
+    ConfigError,
     ContractMismatchError,
     EncoderConfig,
     IndexingError,
@@ -267,3 +268,12 @@ def test_the_verb(place: tuple[str, str, str]) -> None:
     shown = CliRunner().invoke(app, ["contract", "show", *where])
     assert '"dimensions": 256' in shown.output
     assert CliRunner().invoke(app, ["reindex", *where]).exit_code != 0
+
+
+def test_storage_that_would_be_ignored_is_refused(place: tuple[str, str, str]) -> None:
+    """Neither Chroma nor a local Qdrant keeps less than float32; nothing is made then."""
+    with pytest.raises(ConfigError, match="float32"):
+        reindex(*place, storage="int8")
+    assert len(rows_in(place)) == 120
+    with pytest.raises(InputError, match="already"):
+        reindex(*place, storage="float32")

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
+    from .keywords import KeywordIndex
     from .quantize import QuantizedModel, quantize_model
+    from .search import EncoderReranker, Hit, Qwen3Retriever, Reranker, SearchStore
     from .sharing import shared_encoder
 
 __all__ = [
@@ -39,10 +41,13 @@ __all__ = [
     "EmbeddingContract",
     "Encoder",
     "EncoderConfig",
+    "EncoderReranker",
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "Hit",
     "InputError",
+    "KeywordIndex",
     "MissingDependencyError",
     "ModelError",
     "ModelLoadError",
@@ -50,6 +55,9 @@ __all__ = [
     "QuantizedModel",
     "Qwen3EmbeddingError",
     "Qwen3Encoder",
+    "Qwen3Retriever",
+    "Reranker",
+    "SearchStore",
     "StoreError",
     "TextTooLongError",
     "quantize_model",
@@ -60,9 +68,15 @@ _HOMES = {
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
+    "EncoderReranker": "search",
     "EncoderStats": "encoder",
+    "Hit": "search",
+    "KeywordIndex": "keywords",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
+    "Qwen3Retriever": "search",
+    "Reranker": "search",
+    "SearchStore": "search",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",
 }  # the rest are errors

@@ -1,8 +1,9 @@
-"""The LlamaIndex door: Qwen3Embedding."""
+"""The LlamaIndex door: Qwen3Embedding, Qwen3SearchRetriever."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from .contract import Encoder
@@ -17,11 +18,15 @@ from .core.config import (
 from .core.prompts import WEB_SEARCH
 from .encoder import Qwen3Encoder
 from .errors import ConfigError, MissingDependencyError
+from .search import Hit, Qwen3Retriever
 from .sharing import shared_encoder
 
 try:
+    from llama_index.core.base.base_retriever import BaseRetriever
     from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
     from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+    from llama_index.core.callbacks.base import CallbackManager
+    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
     from llama_index.core.storage.kvstore.types import BaseKVStore
 except ImportError as error:
     raise MissingDependencyError("llama-index-core", extra="llama-index", reason=error) from error
@@ -192,3 +197,54 @@ class _RoleStore(BaseKVStore):
 
     async def adelete(self, key: str, collection: str = "") -> bool:
         return await self._store.adelete(key, self._namespace)
+
+
+class Qwen3SearchRetriever(BaseRetriever):
+    """A Qwen3Retriever for LlamaIndex: hybrid, in one or two stages.
+
+    `similarity_top_k`, `where` and `instruction` are what `search` takes. A node's metadata holds
+    the hit's facts.
+    """
+
+    def __init__(
+        self,
+        retriever: Qwen3Retriever,
+        *,
+        similarity_top_k: int = 10,  # LlamaIndex's word for limit
+        where: dict[str, Any] | None = None,
+        instruction: str | None = None,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        self._retriever = retriever
+        self._options: dict[str, Any] = {
+            "limit": similarity_top_k,
+            "where": where,
+            "instruction": instruction,
+        }
+        super().__init__(callback_manager=callback_manager)
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return _nodes(self._retriever.search(query_bundle.query_str, **self._options))
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return _nodes(await self._retriever.asearch(query_bundle.query_str, **self._options))
+
+
+def as_retriever(
+    retriever: Qwen3Retriever,
+    *,
+    similarity_top_k: int = 10,
+    where: dict[str, Any] | None = None,
+    instruction: str | None = None,
+) -> Qwen3SearchRetriever:
+    """Return the retriever as LlamaIndex's BaseRetriever, with these options of `search`."""
+    return Qwen3SearchRetriever(
+        retriever, similarity_top_k=similarity_top_k, where=where, instruction=instruction
+    )
+
+
+def _nodes(hits: Sequence[Hit]) -> list[NodeWithScore]:
+    return [
+        NodeWithScore(node=TextNode(id_=hit.id, text=hit.text, metadata=hit.facts), score=hit.score)
+        for hit in hits
+    ]

@@ -48,8 +48,10 @@ _BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")
 _LAW_ENDS = (*"法典例定则程约释令", "act", "code", "law", "laws", "regulation", "constitution")
 _STATE = "中华人民共和国"
 _LEADS = re.compile(
-    "^(?:请问|请|解释|根据|依照|按照|依据|查询|查找|查|关于|什么是|我想知道|whatdoes|whatis|the)+"
+    "^(?:请问|请|解释|根据|依照|按照|依据|查询|查找|查|关于|违反|适用|什么是|我想知道|whatdoes|whatis|the)+"
 )
+# 依照刑法第十条的规定, 第十条第二款, 第十条至第十二条: cited, not a heading.
+_CITED = re.compile("[ ]*(?:的|规定|所|至|、|和|或|及|与|第|中)")
 
 
 class Reference(NamedTuple):
@@ -111,15 +113,15 @@ def find_references(folded: str) -> Iterator[Reference]:
     first_line = folded.find("\n") % (len(folded) + 1)
     has_heading = False
     for start, end, kind, number in _numbered(folded):
-        is_article = kind == "条"
+        name = _name(folded, start, end) if kind == "条" else ""
         is_heading = (
-            is_article
+            kind == "条"
             and not has_heading
             and start < first_line
             and (first_line <= HEADING_CHARS or not folded[:start].strip())
+            and not (_LEADS.match(name) or _CITED.match(folded, end))
         )
         has_heading = has_heading or is_heading
-        name = _name(folded, start, end) if is_article else ""
         yield Reference(f"{kind}{number}", kind, name, is_heading, start, end)
     for found in _CODE.finditer(folded):
         if key := _code_key(found.group()):

@@ -87,8 +87,8 @@ class EncoderReranker:
             return []
         vector = self.encoder.encode_queries([query], instruction=instruction)[0]
         scores = self.encoder.encode_documents(documents) @ vector  # (N,) float32
-        order = np.argsort(-scores, kind="stable")[:top_n]
-        return [(index, float(scores[index]), documents[index]) for index in order.tolist()]
+        order: list[int] = np.argsort(-scores, kind="stable")[:top_n].tolist()
+        return [(index, float(scores[index]), documents[index]) for index in order]
 
 
 class Qwen3Retriever:

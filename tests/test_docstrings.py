@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+MODULES = ["encoder", "chroma", "keywords", "langchain", "llama_index", "qdrant"]
+
 # In a process of its own: Chroma's in-memory clients share one database per process.
 SCRIPT = """
 import doctest, importlib, sys
@@ -17,7 +19,9 @@ sys.exit(result.failed)
 """
 
 
-@pytest.mark.parametrize("module", ["encoder", "chroma", "langchain", "llama_index", "qdrant"])
+@pytest.mark.parametrize(
+    "module", ["encoder", "chroma", "keywords", "langchain", "llama_index", "qdrant", "search"]
+)
 def test_the_examples_in_docstrings_run(module: str) -> None:
     """Each door's docstring example gives what it prints."""
     command = [sys.executable, "-c", SCRIPT, f"qwen3_embedding_integrations.{module}"]

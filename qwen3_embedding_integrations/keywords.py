@@ -329,5 +329,5 @@ def _named(connection: sqlite3.Connection, asked: Reference) -> list[tuple[str, 
     best = max((num_chars for _, num_chars, _ in fits), default=0)
     if not best and ends_with_law(asked.name):
         return []
-    # 合同法第十条 is not 劳动合同法第十条, where there is a 合同法. Of 请问第十条 nothing is a name.
+    # Where there is a 合同法, 劳动合同法 is not asked for. In 请问第十条 nothing is a name.
     return [(id_, num_chars + share) for id_, num_chars, share in fits if num_chars == best]

@@ -25,6 +25,7 @@ FUSIONS: dict[str, Callable[..., list[tuple[str, float]]]] = {
     "scores": fuse_scores,
     "ranks": fuse_ranks,
 }
+IDS_AT_ONCE = 1000  # of one fetch: stores turn ids into parameters of a statement
 MAX_RESULTS = 100_000  # offset + limit: deeper pages are a mistake
 
 
@@ -245,14 +246,15 @@ class _Walk:
         if self._keywords is None:
             return dense
         hits = {hit.id: hit for hit in (*named, *matches, *dense)}
-        fused = fuse(_ranking(dense), _ranking(matches))
-        order = dict(fused) | {hit.id: 0.0 for hit in named if hit.id not in dict(fused)}
-        return [hits[id_]._replace(score=score) for id_, score in order.items()]
+        scores = dict(fuse(_ranking(dense), _ranking(matches)))
+        for hit in named:
+            scores.setdefault(hit.id, 0.0)  # behind the others, until it is put first
+        return [hits[id_]._replace(score=score) for id_, score in scores.items()]
 
     def _find_named(self) -> list[Hit]:
         found = self._keywords.find_references(self._query) if self._keywords else []
         self.named = dict(found)
-        return self._store.fetch([id_ for id_, _ in found], where=self._where) if found else []
+        return self._fetch([id_ for id_, _ in found])
 
     def _next_dense(self) -> list[Hit]:
         start, end = self._num_dense, self._num_dense + self._size
@@ -274,12 +276,15 @@ class _Walk:
             self._num_keywords += len(found)
             self._has_more_matches = len(found) == num_asked
             scores = dict(found)
-            if scores:
-                fetched = self._store.fetch(list(scores), where=self._where)
-                self._matches += [hit._replace(score=scores[hit.id]) for hit in fetched]
+            fetched = self._fetch(list(scores))
+            self._matches += [hit._replace(score=scores[hit.id]) for hit in fetched]
             num_asked *= 4  # a filter that few texts pass: fewer, larger looks
         block, self._matches = self._matches[: self._size], self._matches[self._size :]
         return block
+
+    def _fetch(self, ids: list[str]) -> list[Hit]:
+        parts = (ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE))
+        return [hit for part in parts for hit in self._store.fetch(part, where=self._where)]
 
 
 def _ranking(hits: Sequence[Hit]) -> list[tuple[str, float]]:

@@ -19,9 +19,7 @@ sys.exit(result.failed)
 """
 
 
-@pytest.mark.parametrize(
-    "module", ["encoder", "chroma", "keywords", "langchain", "llama_index", "qdrant", "search"]
-)
+@pytest.mark.parametrize("module", MODULES)
 def test_the_examples_in_docstrings_run(module: str) -> None:
     """Each door's docstring example gives what it prints."""
     command = [sys.executable, "-c", SCRIPT, f"qwen3_embedding_integrations.{module}"]

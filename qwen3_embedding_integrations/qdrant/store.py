@@ -167,10 +167,11 @@ class QdrantStore:
             shares.append(len({p.id for p in found} & {p.id for p in true}) / len(true))
         return float(np.mean(shares)) if shares else 1.0
 
-    def fetch(self, ids: Sequence[RowId], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
+    def fetch(self, ids: Sequence[str], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Return these rows in the order given, without those that are not there; score 0."""
-        chosen = models.Filter(must=[*_conditions(where), models.HasIdCondition(has_id=[*ids])])
-        found = {_row_id(one): one for one in self._scroll(chosen, with_payload=True)}
+        points: list[models.ExtendedPointId] = [int(i) if i.isdecimal() else i for i in ids]
+        chosen = models.Filter(must=[*_conditions(where), models.HasIdCondition(has_id=points)])
+        found = {str(one.id): one for one in self._scroll(chosen, with_payload=True)}
         return [_hit(found[one], 0.0) for one in ids if one in found]
 
     def is_passing(self, error: BaseException) -> bool:
@@ -207,7 +208,7 @@ def _row_id(point: models.Record | models.ScoredPoint) -> RowId:
 
 def _hit(point: models.Record | models.ScoredPoint, score: float) -> Hit:
     facts = dict(point.payload or {})
-    return Hit(_row_id(point), score, str(facts.pop(DOCUMENT_KEY, "")), facts)
+    return Hit(str(point.id), score, str(facts.pop(DOCUMENT_KEY, "")), facts)
 
 
 def _filter(equal: Mapping[str, Any] | None) -> models.Filter | None:

@@ -28,7 +28,7 @@ from .dense import choose_dense
 from .devices import free_bytes, on_device, one_each, together
 from .engine import Engine, Runner
 from .graphs import Capture, CudaCapture
-from .heads import EmbeddingHead, Head, RerankingHead
+from .heads import Head, embedding_head, reranking_head
 from .linear import fp8_obstacle, has_packed_products
 from .memory import Room, check_weights, find_room
 from .model import Computed, Qwen3Model
@@ -172,9 +172,9 @@ def _make_head(
     capture: Capture | None,
 ) -> Head:
     if isinstance(tokenizer, Tokenizer):
-        return EmbeddingHead(model, capture)
+        return embedding_head(model, capture)
     answers = read_output_rows(folder, model.architecture, tokenizer.answer_ids)
-    return RerankingHead(model, answers, capture)
+    return reranking_head(model, answers, capture)
 
 
 def _make_model(

@@ -17,7 +17,6 @@ import random
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -321,7 +320,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.cache:
         arguments.cache.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
     config = EncoderConfig(model="tiny", on_empty="embed")
     with Qwen3Encoder(config) as encoder, tempfile.TemporaryDirectory() as folder:
         prepared: list[Prepared] = []
@@ -343,7 +341,6 @@ def main() -> None:
         }
         for one in prepared:
             one.index.close()
-    result["wall_s"] = round(time.perf_counter() - start)
     arguments.output.write_text(
         json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )

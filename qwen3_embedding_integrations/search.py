@@ -63,9 +63,14 @@ class Reranker(Protocol):
     """A second look at the documents of one query."""
 
     def rerank(
-        self, query: str, documents: Sequence[str], *, top_n: int | None = None
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
     ) -> Sequence[Any]:
-        """Return (index, score, …) of each document, best first."""
+        """Return (index, score, …) of the `top_n` best documents, or of all, best first."""
         ...
 
 
@@ -148,8 +153,8 @@ class Qwen3Retriever:
         """Return up to `limit` hits behind the first `offset`, best first.
 
         `where` keeps what has these values: {"source": "a.txt", "year": [2020, 2021]}.
-        `instruction` stands for the encoder's own. Raises InputError for a query that cannot be
-        encoded.
+        `instruction` stands for the encoder's own, and for the reranker's. Raises InputError for a
+        query that cannot be encoded.
         """
         _check(query, limit, offset)
         vector = self.encoder.encode_queries([query], instruction=instruction)[0]
@@ -203,10 +208,9 @@ class Qwen3Retriever:
         if self.reranker is not None:
             some = hits[: self.candidates]
             texts = [hit.text for hit in some]
-            if isinstance(self.reranker, EncoderReranker):
-                order = self.reranker.rerank(query, texts, instruction=instruction)
-            else:
-                order = self.reranker.rerank(query, texts)
+            # Only where it is given: a reranker of another make need not know instructions.
+            given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
+            order = self.reranker.rerank(query, texts, **given)
             better = {index: some[index]._replace(score=float(score)) for index, score, *_ in order}
             left_out = [hit for index, hit in enumerate(some) if index not in better]
             hits = _falling([*better.values(), *left_out, *hits[self.candidates :]])

@@ -124,8 +124,7 @@ def load_set(folder: Path) -> Questions:
 
 
 def ndcg(run: Run, answers: Mapping[str, Mapping[str, int]]) -> float:
-    """Return nDCG@10 in points, the mean over the questions of the run."""
-    # An empty ranking counts as 0; pytrec_eval would leave the question out.
+    """Return nDCG@10 in points, the mean over the questions; an empty ranking counts as 0."""
     filled = {query: found or {"": 0.0} for query, found in run.items()}
     evaluator = pytrec_eval.RelevanceEvaluator({q: answers[q] for q in run}, {"ndcg_cut.10"})
     values = evaluator.evaluate(filled)
@@ -320,18 +319,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.cache:
         arguments.cache.mkdir(parents=True, exist_ok=True)
-    config = EncoderConfig(model="tiny", on_empty="embed")
-    with Qwen3Encoder(config) as encoder, tempfile.TemporaryDirectory() as folder:
+    tiny = EncoderConfig(model="tiny", on_empty="embed")
+    with Qwen3Encoder(tiny) as encoder, tempfile.TemporaryDirectory() as folder:
         prepared: list[Prepared] = []
         for name in SETS:
             questions = load_set(arguments.data / name)
-            texts = list(questions.documents.values())
-            vectors = embed(encoder, name, texts, arguments.cache)
+            vectors = embed(encoder, name, list(questions.documents.values()), arguments.cache)
             index = KeywordIndex(Path(folder) / f"{name}.db")
             fill(index, questions.documents)
-            recorded = Recorded(encoder, questions.queries.values())
+            asked = Recorded(encoder, questions.queries.values())
             store = BruteForceStore(questions.documents, vectors)
-            prepared.append(Prepared(questions, RecordedIndex(index), store, recorded))
+            prepared.append(Prepared(questions, RecordedIndex(index), store, asked))
         result = {
             **describe(shlex.join(["python", "-m", "benchmarks.search", "--data", "DIR"])),
             "model": "tiny",

@@ -15,9 +15,8 @@ def report(result: dict[str, Any]) -> str:
         " All questions of a set that were not used to choose the weights; nDCG@10 in points, by"
         " pytrec_eval.",
         f"Weight of the vectors, chosen on the development questions: {weights['scores']} of"
-        f" scores, {weights['ranks']} of ranks (reciprocal rank fusion, k = 60). The rule: the best"
-        " mean gain over the better of dense and BM25, with no development set losing more than"
-        " 0.25 points.",
+        f" scores, {weights['ranks']} of ranks (reciprocal rank fusion, k = 60). The rule: the"
+        " weight whose worst development set gains most over the better of dense and BM25.",
         _table(
             [
                 "set",

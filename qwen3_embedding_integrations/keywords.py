@@ -230,6 +230,8 @@ class KeywordIndex:
                 return
 
     def _forget_parent(self) -> None:
+        if self._is_memory:
+            raise StoreError("an index in memory does not cross a fork; give a path")
         # SQLite's connections must not be used across a fork, nor closed: kept, and not touched.
         self._of_parent += [self._idle, self._write_lock]
         self._idle, self._write_lock = queue.LifoQueue(), threading.Lock()

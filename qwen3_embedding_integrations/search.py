@@ -21,7 +21,7 @@ Fusion = Literal["scores", "ranks"]
 
 # Chosen on development questions: benchmarks/search.py, benchmarks/results/search.md.
 DENSE_WEIGHT = 0.5
-TINY_DENSE_WEIGHT = 0.2  # on words that question and text share, BM25 beats the tiny model
+TINY_DENSE_WEIGHT = 0.1  # on words that question and text share, BM25 beats the tiny model
 FUSIONS: dict[str, Callable[..., list[tuple[str, float]]]] = {
     "scores": fuse_scores,
     "ranks": fuse_ranks,
@@ -51,9 +51,14 @@ class Reranker(Protocol):
     """A second look at the documents of one query."""
 
     def rerank(
-        self, query: str, documents: Sequence[str], *, top_n: int | None = None
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
     ) -> Sequence[Any]:
-        """Return (index, score, …) of each document, best first."""
+        """Return (index, score, …) of the `top_n` best documents, or of all, best first."""
         ...
 
 
@@ -136,8 +141,8 @@ class Qwen3Retriever:
         """Return up to `limit` hits behind the first `offset`, best first.
 
         `where` keeps what has these values: {"source": "a.txt", "year": [2020, 2021]}.
-        `instruction` stands for the encoder's own. Raises InputError for a query that cannot be
-        encoded.
+        `instruction` stands for the encoder's own, and for the reranker's. Raises InputError for a
+        query that cannot be encoded.
         """
         _check(query, limit, offset)
         vector = self.encoder.encode_queries([query], instruction=instruction)[0]
@@ -191,10 +196,9 @@ class Qwen3Retriever:
         if self.reranker is not None:
             some = hits[: self.candidates]
             texts = [hit.text for hit in some]
-            if isinstance(self.reranker, EncoderReranker):
-                order = self.reranker.rerank(query, texts, instruction=instruction)
-            else:
-                order = self.reranker.rerank(query, texts)
+            # Only where it is given: a reranker of another make need not know instructions.
+            given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
+            order = self.reranker.rerank(query, texts, **given)
             better = {index: some[index]._replace(score=float(score)) for index, score, *_ in order}
             left_out = [hit for index, hit in enumerate(some) if index not in better]
             hits = _falling([*better.values(), *left_out, *hits[self.candidates :]])

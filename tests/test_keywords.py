@@ -397,12 +397,15 @@ def test_two_processes_write_one_file(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_opens_the_file_anew(tmp_path: Path) -> None:
-    """An index carried through a fork works on both sides."""
+    """An index carried through a fork works on both sides; one in memory says that it cannot."""
     index = KeywordIndex(tmp_path / "k.db")
     index.write(["a"], ["before"])
+    in_memory = KeywordIndex(":memory:")
     child = os.fork()
     if child == 0:
         try:
+            with pytest.raises(StoreError, match="does not cross a fork"):
+                in_memory.search("a", 1)
             index.write(["b"], ["in the child"])
             os._exit(0 if len(index) == 2 else 1)
         except BaseException:
@@ -410,3 +413,4 @@ def test_a_forked_child_opens_the_file_anew(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert ids_of(index.search("child", 1)) == ["b"]
     index.close()
+    in_memory.close()

@@ -164,10 +164,10 @@ def test_pages_continue_each_other_to_the_end(
         assert sorted(ids(whole)) == sorted(id_ for id_ in TEXTS if store.allows(id_, where))
         scores = [hit.score for hit in whole]
         assert scores == sorted(scores, reverse=True)
-        for size in (1, 4, 33):
+        for size in (3, 8, 33):
             pages = [
                 hit
-                for start in range(0, 66, size)
+                for start in range(0, 33, size)
                 for hit in retriever.search(query, limit=size, offset=start, where=where)
             ]
             assert pages == whole[: len(pages)]
@@ -222,12 +222,17 @@ class Backwards:
     """A reranker that prefers short texts, and notes what it was given."""
 
     def __init__(self) -> None:
-        self.num_documents: list[int] = []
+        self.given: list[tuple[int, str | None]] = []
 
     def rerank(
-        self, query: str, documents: Sequence[str], *, top_n: int | None = None
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
     ) -> list[tuple[int, float, str]]:
-        self.num_documents.append(len(documents))
+        self.given.append((len(documents), instruction))
         order = sorted(range(len(documents)), key=lambda index: len(documents[index]))
         return [(index, 1 / len(documents[index]), documents[index]) for index in order[:top_n]]
 
@@ -242,7 +247,8 @@ def test_the_second_stage_orders_the_candidates_alone(
     before, after = first.search(query, limit=40), second.search(query, limit=40)
     assert ids(after[:12]) == ids(sorted(before[:12], key=lambda hit: len(hit.text)))
     assert ids(after[12:]) == ids(before[12:])
-    assert reranker.num_documents == [12]
+    second.search(query, instruction="Find the law")
+    assert reranker.given == [(12, None), (12, "Find the law")]
     assert [hit.score for hit in after] == sorted((hit.score for hit in after), reverse=True)
     assert after[0].score == 1 / len(after[0].text)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
+    from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
     from .keywords import KeywordIndex
     from .quantize import QuantizedModel, quantize_model
@@ -50,6 +51,7 @@ __all__ = [
     "EngineClosedError",
     "EngineError",
     "Hit",
+    "HybridStore",
     "IndexReport",
     "IndexingError",
     "InputError",
@@ -83,6 +85,7 @@ _HOMES = {
     "EncoderReranker": "search",
     "EncoderStats": "encoder",
     "Hit": "rows",
+    "HybridStore": "hybrid",
     "IndexReport": "indexing",
     "KeywordIndex": "keywords",
     "QuantizedModel": "quantize",

@@ -31,6 +31,7 @@ DOCUMENTED = {
     "Qwen3Retriever",
     "KeywordIndex",
     "Hit",
+    "HybridStore",
     "SearchStore",
     "Reranker",
     "EncoderReranker",

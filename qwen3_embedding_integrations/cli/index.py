@@ -25,6 +25,7 @@ from .options import (
     DtypeOption,
     InstructionOption,
     JsonOption,
+    KeywordsOption,
     LocationOption,
     ModelOption,
     QuantizationOption,
@@ -67,6 +68,7 @@ def index(
     journal: Annotated[
         Path | None, typer.Option(help="Where committed files are noted; beside a local index.")
     ] = None,
+    keywords: KeywordsOption = None,
     prune: Annotated[bool, typer.Option(help="Delete the rows of files that are gone.")] = False,
     watch: Annotated[bool, typer.Option(help="Stay, and follow changes of the files.")] = False,
     as_json: JsonOption = False,
@@ -78,7 +80,7 @@ def index(
     """
     from ..documents import find_files
     from ..indexing import ReadOptions
-    from ..stores import is_url, open_store
+    from ..stores import is_url, keywords_path, open_store
 
     options = given(locals(), *INDEX_OPTIONS)
     num_files = len(find_files(paths))
@@ -88,6 +90,8 @@ def index(
         journal = Path(location) / f"{collection}.{store!s}.journal"
     with err.status("loading the model"):
         target = open_store(str(store), location, collection, options, create=True)
+        if (words := keywords_path(location, collection, keywords)) is not None:
+            target = target.with_keywords(words)
     read = ReadOptions(target.encoder.count_tokens, max_tokens, text_field)
     where = f"{store!s} {collection!r} at {location}"
     with closing(target.store), _stopped_by_sigterm():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +33,9 @@ TooLongOption = Annotated[
 StoreOption = Annotated[StoreName, typer.Option(help="Where the vectors live.")]
 LocationOption = Annotated[str, typer.Option(help="A folder, or the URL of a server.")]
 CollectionOption = Annotated[str, typer.Option(help="The collection's name.")]
+KeywordsOption = Annotated[
+    Path | None, typer.Option(help="The file of the keyword index; beside a local collection.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 
 INDEX_OPTIONS = (

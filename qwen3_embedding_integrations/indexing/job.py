@@ -117,18 +117,19 @@ class Job:
             encoder.contract.require_match(stored, index=sink.name)
         num_rows = self._count()
         self._is_empty = num_rows == 0
-        record.bind(sink.identity, encoder.contract.fingerprint, num_rows)
+        identity = self._host.ask("read the identity", lambda: sink.identity)
+        record.bind(identity, encoder.contract.fingerprint, num_rows)
 
     def run(self, items: Iterable[Item]) -> None:
         """Encode and write what is new or changed; delete what sources no longer hold."""
-        windows = _windows(items, min(MAX_WINDOW_ROWS, self._sink.max_rows))
+        windows = _windows(items, self._window_rows())
         self._run((self._plan(window) for window in windows), self._encode)
         if not self._is_empty:
             self._remove_stale()
 
     def run_rows(self, rows: Iterable[Row], encode: Encode | None = None) -> None:
         """Write rows that have their ids already, with vectors of the encoder or of `encode`."""
-        pages = _pages(rows, min(MAX_WINDOW_ROWS, self._sink.max_rows))
+        pages = _pages(rows, self._window_rows())
         self._run(map(self._due, pages), encode or self._encode)
 
     def sources(self) -> Iterator[str]:
@@ -165,8 +166,7 @@ class Job:
                 self.report.fail(item.source, item.reason)
             elif isinstance(item, Known):
                 self.report.unchanged += item.num_pieces
-            elif isinstance(item, Gone):
-                self._remove(item.source, 0)
+        self._remove((item.source, 0) for item in window if isinstance(item, Gone))
         rows = [row_of(item) for item in window if isinstance(item, Document)]
         return self._due(self._first_ones(rows))
 
@@ -193,7 +193,10 @@ class Job:
         known = self._stored_hashes([row.id for row in rows])
         due = [row for row in rows if known.get(row.id) != row.content_hash]
         self.report.unchanged += len(rows) - len(due)
-        return Batch(due, {row.id for row in due if row.id in known})
+        stored = {row.id for row in due if row.id in known}
+        # Before they change: a job that dies at that has the store asked, not the journal believed.
+        self._record.strike(stored)
+        return Batch(due, stored)
 
     def _stored_hashes(self, ids: list[RowId]) -> dict[RowId, str]:
         if self._is_empty or not ids:
@@ -224,12 +227,12 @@ class Job:
         for page in _pages(self._record.whole_sources(), MAX_WINDOW_ROWS):
             # Pieces are numbered without gaps: where the next one is missing, there are no more.
             next_ids: dict[RowId, tuple[str, int]] = {document_id(*one): one for one in page}
-            for row_id in self._stored_hashes([*next_ids]):
-                self._remove(*next_ids[row_id])
+            self._remove(next_ids[row_id] for row_id in self._stored_hashes([*next_ids]))
 
-    def _remove(self, source: str, position: int) -> None:
-        beyond = partial(self._sink.ids_beyond, source, position)
-        self._delete(self._host.ask("look up rows", beyond))
+    def _remove(self, places: Iterable[tuple[str, int]]) -> None:
+        """Delete what each source holds at a position and beyond."""
+        beyond = (partial(self._sink.ids_beyond, *place) for place in places)
+        self._delete([one for ask in beyond for one in self._host.ask("look up rows", ask)])
 
     def _unseen(self) -> list[RowId]:
         unseen: list[RowId] = []
@@ -241,9 +244,12 @@ class Job:
 
     def _delete(self, ids: list[RowId]) -> None:
         for page in _pages(ids, DELETE_ROWS):
+            self._record.strike(page)  # first: what dies in between must not be taken for there
             self._host.ask("delete", partial(self._sink.delete, page))
-            self._record.strike(page)
             self.report.removed += len(page)
+
+    def _window_rows(self) -> int:
+        return min(MAX_WINDOW_ROWS, self._host.ask("read its limits", lambda: self._sink.max_rows))
 
     def _count(self) -> int:
         return self._host.ask("count the rows", lambda: len(self._sink))

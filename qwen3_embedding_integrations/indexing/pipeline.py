@@ -56,8 +56,9 @@ class Host:
         except Exception as error:
             is_passing = self.sink.is_passing(error)
             verdict = f"did not recover in {self.retry_s:.0f} s" if is_passing else "failed"
+            said = " ".join(str(error).split())  # gRPC's and Qdrant's are of many lines
             raise IndexingError(
-                f"{self.sink.name} {verdict} ({what}: {type(error).__name__}: {error}); what was "
+                f"{self.sink.name} {verdict} ({what}: {type(error).__name__}: {said}); what was "
                 "written stays: mend it and run again"
             ) from error
         raise AssertionError("unreachable: the last attempt returns or raises")

@@ -10,6 +10,7 @@ import resource
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from qwen3_embedding_integrations import (
 from qwen3_embedding_integrations.chroma import ChromaStore  # noqa: F401  (for what is forked)
 from qwen3_embedding_integrations.documents import Document
 from qwen3_embedding_integrations.qdrant import QdrantStore  # noqa: F401
+from qwen3_embedding_integrations.rows import Sink
 from tests.stores import held_by, make_documents, open_sink
 
 PATIENCE_S = 120  # for what never comes; nothing that works waits so long
@@ -87,6 +89,10 @@ class Place(NamedTuple):
         text = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
         return text.splitlines()
 
+    def outcome(self) -> dict[str, Any]:
+        """Return the last job's {"report": ...}, or {"error": ...}."""
+        return json.loads(self.verdict.read_text(encoding="utf-8"))
+
     def held_texts(self) -> set[str]:
         """Return what stood in the store when the last job began."""
         return set(json.loads(self.held.read_text(encoding="utf-8")))
@@ -103,13 +109,20 @@ def changed_notes(num: int) -> list[Document]:
     return [one for one in documents if one.position < 3]
 
 
+def open_place(place: Place, encoder: Encoder) -> AbstractContextManager[Sink]:
+    """Open the collection of a place, "memory" being Qdrant without a folder."""
+    if place.kind == "memory":
+        return open_sink("qdrant", ":memory:", encoder)
+    return open_sink(place.kind, place.folder, encoder)
+
+
 def run_job(
     place: Place, make: Callable[[int], Iterable[Document]], num: int, max_bytes: int | None = None
 ) -> None:
     """Run a job over `make(num)` with prune; note before it what is held, after it the report."""
     tiny = shared_encoder(EncoderConfig(model="tiny", dtype="float32"))
     encoder: Any = Logged(tiny, place.log)
-    with open_sink(place.kind, place.folder, encoder) as sink:
+    with open_place(place, encoder) as sink:
         texts = [row.text for row, _ in sink.rows()]
         write_whole(place.held, texts)
         if max_bytes:
@@ -126,7 +139,7 @@ def run_job(
 def save_rows(place: Place, path: Path) -> None:
     """Write ids, texts and vectors of a collection to a file."""
     tiny = shared_encoder(EncoderConfig(model="tiny", dtype="float32"))
-    with open_sink(place.kind, place.folder, tiny) as sink:
+    with open_place(place, tiny) as sink:
         held = held_by(sink)
     ids = sorted(held)
     np.savez(path, ids=ids, texts=[held[i][0] for i in ids], vectors=[held[i][2] for i in ids])

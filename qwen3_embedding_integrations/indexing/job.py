@@ -231,7 +231,7 @@ class Job:
 
     def _remove(self, places: Iterable[tuple[str, int]]) -> None:
         """Delete what each source holds at a position and beyond."""
-        beyond = (partial(self._sink.ids_beyond, *place) for place in places)
+        beyond = [partial(self._sink.ids_beyond, *place) for place in dict.fromkeys(places)]
         self._delete([one for ask in beyond for one in self._host.ask("look up rows", ask)])
 
     def _unseen(self) -> list[RowId]:

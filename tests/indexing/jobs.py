@@ -117,7 +117,11 @@ def open_place(place: Place, encoder: Encoder) -> AbstractContextManager[Sink]:
 
 
 def run_job(
-    place: Place, make: Callable[[int], Iterable[Document]], num: int, max_bytes: int | None = None
+    place: Place,
+    make: Callable[[int], Iterable[Document]],
+    num: int,
+    max_rows: int = 32,
+    max_bytes: int | None = None,
 ) -> None:
     """Run a job over `make(num)` with prune; note before it what is held, after it the report."""
     tiny = shared_encoder(EncoderConfig(model="tiny", dtype="float32"))
@@ -129,7 +133,12 @@ def run_job(
             resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
         try:
             report = index_documents(
-                make(num), encoder, Narrow(sink), journal=place.journal, prune=True, retry_s=5
+                make(num),
+                encoder,
+                Narrow(sink, max_rows),
+                journal=place.journal,
+                prune=True,
+                retry_s=5,
             )
             write_whole(place.verdict, {"report": vars(report)})
         except IndexingError as error:
@@ -159,10 +168,12 @@ def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
     return process
 
 
-def run_to_end(function: Callable[..., object], *arguments: object) -> None:
+def run_to_end(
+    function: Callable[..., object], *arguments: object, patience_s: float = PATIENCE_S
+) -> None:
     """Run a function in a process of its own; fail if that fails."""
     process = start(function, *arguments)
-    process.join(PATIENCE_S)
+    process.join(patience_s)
     assert process.exitcode == 0, f"{function.__name__} ended with {process.exitcode}"
     process.close()
 
@@ -182,18 +193,24 @@ def killed_after(process: BaseProcess, place: Place, num_texts: int, delay_s: fl
 
 
 def kill_and_resume(
-    place: Place, make: Callable[[int], Iterable[Document]], num: int, num_kills: int, seed: int
+    place: Place,
+    make: Callable[[int], Iterable[Document]],
+    num: int,
+    num_kills: int,
+    seed: int,
+    max_rows: int = 32,
 ) -> Iterator[tuple[set[str], list[str], bool]]:
     """Run a job, killed so often at random points; yield what each found, encoded; if killed."""
     rng = random.Random(seed)
+    left = len([*make(num)])
     for kill in range(num_kills + 1):
         place.log.unlink(missing_ok=True)
         place.verdict.unlink(missing_ok=True)
-        process = start(run_job, place, make, num)
+        process = start(run_job, place, make, num, max_rows)
         if kill < num_kills:
-            was_running = killed_after(
-                process, place, rng.randrange(num // 10, num // num_kills), rng.random() / 20
-            )
+            num_texts = rng.randrange(1, max(2, 2 * left // (num_kills - kill + 1)))
+            was_running = killed_after(process, place, num_texts, rng.random() / 20)
+            left -= num_texts
         else:
             process.join(PATIENCE_S)
             assert process.exitcode == 0, f"the last run ended with {process.exitcode}"

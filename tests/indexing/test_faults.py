@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -29,17 +28,9 @@ from tests.indexing.jobs import (
     run_to_end,
     save_rows,
 )
-from tests.stores import make_documents
+from tests.stores import folder_in_memory, make_documents
 
 NUM = 600
-
-
-@contextmanager
-def folder_in_memory() -> Iterator[Path]:
-    """Yield a folder in memory where there is one: kill -9 asks nothing of the disk."""
-    shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=shm, ignore_cleanup_errors=True) as one:
-        yield Path(one)
 
 
 @pytest.fixture
@@ -90,7 +81,7 @@ def test_a_full_disk(undisturbed: tuple[str, dict[str, np.ndarray]], folder: Pat
     """The store's disk is full: the error says so, and with room again the next run completes."""
     kind, expected = undisturbed
     place = Place(kind, folder / "store", folder / "journal")
-    run_to_end(run_job, place, notes, NUM, 400_000)  # the largest size of a file
+    run_to_end(run_job, place, notes, NUM, 32, 400_000)  # the largest size of a file
     error = place.outcome()["error"]
     assert "collection 'notes' failed (write: " in error
     assert "disk" in error  # "disk I/O error", as SQLite calls a file that may not grow
@@ -110,7 +101,7 @@ def test_a_full_disk(undisturbed: tuple[str, dict[str, np.ndarray]], folder: Pat
 def test_a_full_disk_under_the_journal(folder: Path) -> None:
     """The journal's disk is full: the error says so, and the next run completes."""
     place = Place("memory", folder / "store", folder / "journal")
-    run_to_end(run_job, place, notes, NUM, 70_000)
+    run_to_end(run_job, place, notes, NUM, 32, 70_000)
     assert f"the journal {place.journal} failed: " in place.outcome()["error"]
     assert "run again" in place.outcome()["error"]
     run_to_end(run_job, place, notes, NUM)

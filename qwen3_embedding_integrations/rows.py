@@ -28,6 +28,7 @@ class Row(NamedTuple):
     id: RowId
     text: str
     facts: dict[str, Any]  # source, position, title, content_hash, and what the file said
+    vector: Vectors | None = None  # where it is known already
 
     @property
     def content_hash(self) -> str:
@@ -43,12 +44,16 @@ class Row(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """One document found."""
+    """One document found.
 
-    id: RowId
-    score: float  # higher is better; the cosine, unless the search says otherwise
+    `score` falls from hit to hit of one search and means nothing beside another search's; for a
+    store's own hits it is the cosine, for those of a reranker the reranker's.
+    """
+
+    id: str  # an int id of Qdrant's comes as its digits
+    score: float
     text: str
-    facts: dict[str, Any]  # source, position, title, and what the file said
+    facts: dict[str, Any]  # source, position, title, and what else is kept beside the text
 
 
 class Sink(Protocol):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .contract import EmbeddingContract
-from .core.config import EncoderConfig
+from .core.config import EncoderConfig, check_options
 from .encoder import Qwen3Encoder
-from .errors import InputError, Qwen3EmbeddingError, StoreError
+from .errors import ConfigError, InputError, Qwen3EmbeddingError, StoreError
+from .indexing import ReindexReport, can_cut, rebuild
+from .indexing.job import Progress
 from .sharing import shared_encoder
 
 if TYPE_CHECKING:
     from .chroma import ChromaStore
-    from .qdrant import QdrantStore
+    from .qdrant import QdrantStore, Storage
 
 
 class OpenStore(NamedTuple):
@@ -62,17 +66,156 @@ def _open_qdrant(
 
     client = qdrant.connect(location)
     try:
-        exists = client.collection_exists(collection)
+        current = qdrant.current_name(client, collection)
+        exists = client.collection_exists(current)
         if not exists and not create:
             names = [one.name for one in client.get_collections().collections]
             raise _nothing(collection, location, names)
-        config = merge(qdrant.stored_config(client, collection) if exists else None, options)
+        config = merge(qdrant.stored_config(client, current) if exists else None, options)
         encoder = shared_encoder(config)
         opened = qdrant.Qwen3Collection(client, collection, encoder=encoder)
     except BaseException:
         client.close()
         raise
-    return OpenStore(qdrant.QdrantStore(opened), encoder)
+    return OpenStore(opened.store, encoder)
+
+
+def reindex(
+    store: str,
+    location: str,
+    collection: str,
+    *,
+    storage: Storage | None = None,
+    retry_s: int = 300,
+    on_progress: Progress | None = None,
+    **options: Any,
+) -> ReindexReport:
+    """Build a collection anew under other options beside the old one, check it, make it current.
+
+    `store` is "chroma" or "qdrant", `location` a folder or URL. Options not given are those the
+    collection was made with. With fewer `dimensions` alone the stored vectors are cut, which takes
+    no model; with `storage` alone ("float16", "int8", "binary", on a Qdrant server) they are
+    copied. What is open goes on with the old collection until it is opened again; that one is
+    kept. Killed, the next call goes on. Raises IndexingError, and changes nothing that is current,
+    when the two do not come to hold the same rows or sampled vectors are not what they should be.
+    """
+    check_options(options, EncoderConfig.option_names())
+    _require_folder(location)
+    with _failures_named(store, location), _versions(store, location, collection) as versions:
+        old, config = versions.contract, merge(versions.config, dict(options))
+        contract, encoder = old, None
+        if set(options) == {"dimensions"} and config.dimensions:
+            contract = replace(old, dimensions=config.dimensions)
+        if (options and contract == old) or not can_cut(old, contract):
+            encoder = shared_encoder(config)
+            contract = encoder.contract
+            encoder = None if can_cut(old, contract) else encoder
+        if contract.fingerprint == old.fingerprint and storage in (None, versions.storage):
+            raise InputError(
+                f"{versions.current.name} is made under these options already; queries take "
+                "another instruction without a new index"
+            )
+        name, target = versions.make(contract, config, storage or versions.storage)
+        report = rebuild(
+            versions.current, target, contract, encoder, retry_s=retry_s, on_progress=on_progress
+        )
+        versions.make_current(name)
+    return replace(report, old=versions.name, new=name)
+
+
+def make_current(store: str, location: str, collection: str, version: str) -> None:
+    """Let a collection's name stand for an older version again, or for a newer one."""
+    _require_folder(location)
+    with _failures_named(store, location), _versions(store, location, collection) as versions:
+        versions.make_current(version)
+
+
+class _Versions(NamedTuple):
+    """A collection's current version, and how another one is made."""
+
+    name: str
+    current: ChromaStore | QdrantStore
+    contract: EmbeddingContract
+    config: EncoderConfig | None
+    storage: Storage
+    make: Callable[
+        [EmbeddingContract, EncoderConfig, Storage], tuple[str, ChromaStore | QdrantStore]
+    ]
+    make_current: Callable[[str], None]
+
+
+@contextmanager
+def _versions(store: str, location: str, collection: str) -> Generator[_Versions]:
+    opened = _chroma_versions if store == "chroma" else _qdrant_versions
+    with opened(location, collection) as versions:
+        yield versions
+
+
+@contextmanager
+def _chroma_versions(location: str, collection: str) -> Generator[_Versions]:
+    from . import chroma
+
+    client = chroma.connect(location)
+    current = chroma.find_collection(client, collection)
+    if current is None:
+        raise _nothing(collection, location, [one.name for one in client.list_collections()])
+
+    def make(
+        contract: EmbeddingContract, config: EncoderConfig, storage: Storage
+    ) -> tuple[str, ChromaStore]:
+        if storage != "float32":
+            raise ConfigError(
+                f'storage is "{storage}", but Chroma keeps float32 alone; cut dimensions instead, '
+                "or use a Qdrant server"
+            )
+        made = chroma.make_version(client, collection, contract, config)
+        return made.name, chroma.ChromaStore(client, made)
+
+    yield _Versions(
+        current.name,
+        chroma.ChromaStore(client, current),
+        _required(chroma.stored_contract(current), collection),
+        chroma.stored_config(current),
+        "float32",
+        make,
+        partial(chroma.make_current, client, collection),
+    )
+
+
+@contextmanager
+def _qdrant_versions(location: str, collection: str) -> Generator[_Versions]:
+    from . import qdrant
+
+    with closing(qdrant.connect(location)) as client:
+        current = qdrant.current_name(client, collection)
+        if not client.collection_exists(current):
+            names = [one.name for one in client.get_collections().collections]
+            raise _nothing(collection, location, names)
+
+        def make(
+            contract: EmbeddingContract, config: EncoderConfig, storage: Storage
+        ) -> tuple[str, QdrantStore]:
+            made = qdrant.make_version(client, collection, contract, config, storage)
+            return made, qdrant.QdrantStore(client, made)
+
+        yield _Versions(
+            current,
+            qdrant.QdrantStore(client, current),
+            _required(qdrant.stored_contract(client, current), collection),
+            qdrant.stored_config(client, current),
+            qdrant.stored_storage(client, current),
+            make,
+            partial(qdrant.make_current, client, collection),
+        )
+
+
+def _required(contract: EmbeddingContract | None, collection: str) -> EmbeddingContract:
+    if contract is None:
+        raise InputError(
+            f"collection {collection!r} holds no contract, so nothing says how its vectors were "
+            "made; index its documents into a collection of another name"
+        )
+    return contract
 
 
 def read_contract(store: str, location: str, collection: str) -> EmbeddingContract | None:
@@ -87,8 +230,9 @@ def read_contract(store: str, location: str, collection: str) -> EmbeddingContra
         from . import qdrant
 
         with closing(qdrant.connect(location)) as client:
-            exists = client.collection_exists(collection)
-            return qdrant.stored_contract(client, collection) if exists else None
+            current = qdrant.current_name(client, collection)
+            exists = client.collection_exists(current)
+            return qdrant.stored_contract(client, current) if exists else None
 
 
 def merge(stored: EncoderConfig | None, options: dict[str, Any]) -> EncoderConfig:

@@ -27,10 +27,10 @@ def open_sink(kind: str, folder: Path | str, encoder: Encoder) -> Iterator[Sink]
         client = connect(str(folder))
         yield ChromaStore(client, open_collection(client, "notes", model="tiny", dtype="float32"))
     else:
-        from qwen3_embedding_integrations.qdrant import QdrantStore, Qwen3Collection
+        from qwen3_embedding_integrations.qdrant import Qwen3Collection
 
         with Qwen3Collection(str(folder), "notes", encoder=encoder) as collection:
-            yield QdrantStore(collection)
+            yield collection.store
 
 
 @contextmanager

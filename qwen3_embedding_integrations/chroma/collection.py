@@ -17,6 +17,7 @@ from ..errors import ConfigError, ContractMismatchError
 from .function import NAME, Qwen3EmbeddingFunction
 
 CONTRACT_KEY = "qwen3_embedding_contract"  # of a collection's metadata
+CURRENT_KEY = "qwen3_embedding_current"  # of a collection's metadata: which version stands for it
 # Options that must agree where a collection holds no contract, only its function's configuration.
 HARD_OPTIONS = ("model", "revision", "dimensions")
 
@@ -45,15 +46,25 @@ def open_collection(
     contract = function.encoder.contract
     stored = find_collection(client, name)
     if stored is None:
-        facts = {CONTRACT_KEY: json.dumps(contract.to_dict(), ensure_ascii=False)}
-        # Chroma's own signature fits none of its functions: "Documents" is not all "Embeddable".
-        return client.create_collection(
-            name,
-            embedding_function=function,  # pyright: ignore[reportArgumentType]
-            metadata={**(metadata or {}), **facts},
-        )
+        return _create(client, name, function, contract, metadata or {})
     _require_match(stored, function, contract, allow_mismatch=allow_mismatch)
-    return client.get_collection(name, embedding_function=function)  # pyright: ignore[reportArgumentType]
+    return client.get_collection(stored.name, embedding_function=function)  # pyright: ignore[reportArgumentType]
+
+
+def _create(
+    client: ClientAPI,
+    name: str,
+    function: Qwen3EmbeddingFunction,
+    contract: EmbeddingContract,
+    metadata: dict[str, Any],
+) -> Collection:
+    facts = {CONTRACT_KEY: json.dumps(contract.to_dict(), ensure_ascii=False)}
+    # Chroma's own signature fits none of its functions: "Documents" is not all "Embeddable".
+    return client.create_collection(
+        name,
+        embedding_function=function,  # pyright: ignore[reportArgumentType]
+        metadata={**metadata, **facts},
+    )
 
 
 def connect(location: str) -> ClientAPI:
@@ -69,11 +80,39 @@ def connect(location: str) -> ClientAPI:
 
 
 def find_collection(client: ClientAPI, name: str) -> Collection | None:
-    """Return the collection, or None if there is none of this name."""
+    """Return the collection, or the version that stands for it; None if there is none."""
     try:
-        return client.get_collection(name)
+        found = client.get_collection(name)
+        version = str((found.metadata or {}).get(CURRENT_KEY, name))
+        return found if version == name else client.get_collection(version)
     except NotFoundError:
         return None
+
+
+def make_version(
+    client: ClientAPI, name: str, contract: EmbeddingContract, config: EncoderConfig
+) -> Collection:
+    """Return the collection, "NAME-v2" or later, that a new version is built in."""
+    names = {one.name for one in client.list_collections()}
+    current = find_collection(client, name)
+    number = 2
+    while (version := f"{name}-v{number}") in names:
+        begun = client.get_collection(version)
+        stored = stored_contract(begun)
+        is_current = current is not None and version == current.name
+        if not is_current and stored and stored.fingerprint == contract.fingerprint:
+            return begun
+        number += 1
+    function = Qwen3EmbeddingFunction(**config.to_dict())
+    return _create(client, version, function, contract, {})
+
+
+def make_current(client: ClientAPI, name: str, version: str) -> None:
+    """Let `open_collection(client, name)` open a version, in one step."""
+    client.get_collection(version)  # NotFoundError, if there is none
+    collection = client.get_collection(name)
+    kept = {k: v for k, v in (collection.metadata or {}).items() if not k.startswith("hnsw:")}
+    collection.modify(metadata={**kept, CURRENT_KEY: version})
 
 
 def stored_config(collection: Collection) -> EncoderConfig | None:

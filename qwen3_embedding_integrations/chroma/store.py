@@ -125,14 +125,14 @@ class ChromaStore:
             for row_id, distance, text, facts in rows
         ]
 
-    def fetch(self, ids: Sequence[RowId], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
+    def fetch(self, ids: Sequence[str], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Return these rows in the order given, without those that are not there; score 0."""
         found = self.collection.get(
-            ids=_texts(ids), where=_where(where), include=["documents", "metadatas"]
+            ids=[*ids], where=_where(where), include=["documents", "metadatas"]
         )
         columns = (found["ids"], found["documents"] or [], found["metadatas"] or [])
         hits = {i: Hit(i, 0.0, t or "", dict(f or {})) for i, t, f in zip(*columns, strict=True)}
-        return [hits[str(one)] for one in ids if str(one) in hits]
+        return [hits[one] for one in ids if one in hits]
 
     def is_passing(self, error: BaseException) -> bool:
         """Whether the same call may succeed later."""

@@ -21,9 +21,9 @@ ModelOption = Annotated[
 ]
 DimensionsOption = Annotated[int | None, typer.Option(help="Width of the vectors, 32 and up.")]
 InstructionOption = Annotated[str | None, typer.Option(help="What queries are for.")]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda, cuda:N or cuda:all.")]
 DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-QuantizationOption = Annotated[str | None, typer.Option(help="int8, on a CPU.")]
+QuantizationOption = Annotated[str | None, typer.Option(help="int8 on a CPU, fp8 on CUDA.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 MaxLengthOption = Annotated[int | None, typer.Option(help="Tokens of a text at most.")]
 TooLongOption = Annotated[

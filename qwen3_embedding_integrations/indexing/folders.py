@@ -20,7 +20,7 @@ from ..documents import (
 )
 from ..errors import InputError, MissingDependencyError
 from ..rows import Sink
-from .job import IndexReport, Job, Progress
+from .job import IndexReport, Job, Progress, encode_by
 from .journal import Journal
 
 WATCH_INTERVAL_MS = 1000
@@ -52,14 +52,14 @@ def index_folders(
     not opened. A file that cannot be read is reported; what the collection holds of it stays.
     """
     with Journal(journal) as record:
-        job = Job(encoder, sink, record, retry_s=retry_s, on_progress=on_progress)
+        job = Job(encoder.contract, sink, record, retry_s=retry_s, on_progress=on_progress)
 
         def items() -> Iterator[Item]:
             for path in find_files(paths):
                 yield from read_file(path, options, record.file(path.as_posix()))
                 on_file()
 
-        job.run(items())
+        job.run(items(), encode_by(encoder))
         if prune:
             job.prune()
         job.finish()
@@ -96,8 +96,9 @@ def watch_folders(
         if changes:
             changed = sorted({Path(path) for _, path in changes})
             with Journal(journal) as record:
-                job = Job(encoder, sink, record, retry_s=retry_s)
-                job.run(changed_items(changed, paths, job.sources, record.file, options))
+                job = Job(encoder.contract, sink, record, retry_s=retry_s)
+                items = changed_items(changed, paths, job.sources, record.file, options)
+                job.run(items, encode_by(encoder))
                 job.finish()
             yield job.report
 

@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from ..contract import Encoder
+from ..contract import EmbeddingContract, Encoder
 from ..core.config import check_range
 from ..documents import Document, Gone, Item, Known, Unreadable
-from ..rows import Row, RowId, Sink, Vectors, document_id, row_of
+from ..rows import Row, RowId, Sink, document_id, row_of
 from .journal import Journal
 from .pipeline import Batch, Encode, Host, Pipeline
 
@@ -86,8 +86,8 @@ def index_documents(
     if the collection was made otherwise, IndexingError if the host or the journal fails for good.
     """
     with Journal(journal) as record:
-        job = Job(encoder, sink, record, retry_s=retry_s, on_progress=on_progress)
-        job.run(documents)
+        job = Job(encoder.contract, sink, record, retry_s=retry_s, on_progress=on_progress)
+        job.run(documents, encode_by(encoder))
         if prune:
             job.prune()
         job.finish()
@@ -99,7 +99,7 @@ class Job:
 
     def __init__(
         self,
-        encoder: Encoder,
+        contract: EmbeddingContract,
         sink: Sink,
         record: Journal,
         *,
@@ -108,29 +108,28 @@ class Job:
     ) -> None:
         check_range("retry_s", retry_s, 0, 1_000_000)
         self.report = IndexReport()
-        self._encoder = encoder
         self._sink = sink
         self._record = record
         self._host = Host(sink, retry_s)
         self._on_progress = on_progress
         if stored := self._host.ask("read the contract", lambda: sink.contract):
-            encoder.contract.require_match(stored, index=sink.name)
+            contract.require_match(stored, index=sink.name)
         num_rows = self._count()
         self._is_empty = num_rows == 0
         identity = self._host.ask("read the identity", lambda: sink.identity)
-        record.bind(identity, encoder.contract.fingerprint, num_rows)
+        record.bind(identity, contract.fingerprint, num_rows)
 
-    def run(self, items: Iterable[Item]) -> None:
+    def run(self, items: Iterable[Item], encode: Encode) -> None:
         """Encode and write what is new or changed; delete what sources no longer hold."""
         windows = _windows(items, self._window_rows())
-        self._run((self._plan(window) for window in windows), self._encode)
+        self._run((self._plan(window) for window in windows), encode)
         if not self._is_empty:
             self._remove_stale()
 
-    def run_rows(self, rows: Iterable[Row], encode: Encode | None = None) -> None:
-        """Write rows that have their ids already, with vectors of the encoder or of `encode`."""
+    def run_rows(self, rows: Iterable[Row], encode: Encode) -> None:
+        """Encode and write rows that have their ids already."""
         pages = _pages(rows, self._window_rows())
-        self._run(map(self._due, pages), encode or self._encode)
+        self._run(map(self._due, pages), encode)
 
     def sources(self) -> Iterator[str]:
         """Yield the source of each row of the collection."""
@@ -138,7 +137,14 @@ class Job:
 
     def prune(self) -> None:
         """Delete the rows of sources that this run has not seen."""
-        self._delete(self._host.ask("list the rows", self._unseen))
+        self.delete(self._host.ask("list the rows", self._unseen))
+
+    def delete(self, ids: Iterable[RowId]) -> None:
+        """Delete rows."""
+        for page in _pages(ids, DELETE_ROWS):
+            self._record.strike(page)  # first: what dies in between must not be taken for there
+            self._host.ask("delete", partial(self._sink.delete, page))
+            self.report.removed += len(page)
 
     def finish(self) -> None:
         """Note in the journal that the run came to its end."""
@@ -154,9 +160,6 @@ class Job:
             pipeline.drain()
         finally:
             pipeline.stop()
-
-    def _encode(self, rows: list[Row]) -> Vectors:
-        return self._encoder.encode_documents([row.text for row in rows])
 
     def _plan(self, window: list[Item]) -> Batch:
         """Note what the window says; return what of it must be encoded."""
@@ -232,7 +235,7 @@ class Job:
     def _remove(self, places: Iterable[tuple[str, int]]) -> None:
         """Delete what each source holds at a position and beyond."""
         beyond = [partial(self._sink.ids_beyond, *place) for place in dict.fromkeys(places)]
-        self._delete([one for ask in beyond for one in self._host.ask("look up rows", ask)])
+        self.delete([one for ask in beyond for one in self._host.ask("look up rows", ask)])
 
     def _unseen(self) -> list[RowId]:
         unseen: list[RowId] = []
@@ -242,17 +245,16 @@ class Job:
             self._record.forget_files(gone)
         return unseen
 
-    def _delete(self, ids: list[RowId]) -> None:
-        for page in _pages(ids, DELETE_ROWS):
-            self._record.strike(page)  # first: what dies in between must not be taken for there
-            self._host.ask("delete", partial(self._sink.delete, page))
-            self.report.removed += len(page)
-
     def _window_rows(self) -> int:
         return min(MAX_WINDOW_ROWS, self._host.ask("read its limits", lambda: self._sink.max_rows))
 
     def _count(self) -> int:
         return self._host.ask("count the rows", lambda: len(self._sink))
+
+
+def encode_by(encoder: Encoder) -> Encode:
+    """Return what makes the vectors of rows with an encoder."""
+    return lambda rows: encoder.encode_documents([row.text for row in rows])
 
 
 def _windows(items: Iterable[Item], max_rows: int) -> Iterator[list[Item]]:

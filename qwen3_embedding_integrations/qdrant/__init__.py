@@ -3,14 +3,17 @@
 from ..errors import MissingDependencyError
 
 try:
-    from .collection import (
+    from .client import (
         CONTRACT_KEY,
-        Qwen3Collection,
         connect,
+        current_name,
+        make_current,
         stored_config,
         stored_contract,
     )
+    from .collection import Qwen3Collection
     from .points import DOCUMENT_KEY
+    from .storage import Storage, make_version, stored_storage
     from .store import QdrantStore
 except ImportError as error:
     raise MissingDependencyError("qdrant-client", extra="qdrant", reason=error) from error
@@ -20,7 +23,12 @@ __all__ = [
     "DOCUMENT_KEY",
     "QdrantStore",
     "Qwen3Collection",
+    "Storage",
     "connect",
+    "current_name",
+    "make_current",
+    "make_version",
     "stored_config",
     "stored_contract",
+    "stored_storage",
 ]

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
 import uuid
-import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Unpack
 
 import numpy as np
@@ -20,14 +16,10 @@ from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError, ContractMismatchError
 from ..sharing import shared_encoder
+from .client import connect, current_name, stored_contract
 from .points import payloads_of, point_ids
-
-logger = logging.getLogger(__name__)
-
-CONTRACT_KEY = "qwen3_embedding_contract"  # of a collection's metadata
-CONFIG_KEY = "qwen3_embedding_config"  # of a collection's metadata: what to open it with
-IDENTITY_KEY = "qwen3_embedding_identity"  # of a collection's metadata: Qdrant has none
-UPLOAD_SIZE = 256  # points of one request: 1 MB at 1,024 dimensions, far below Qdrant's 32 MB
+from .storage import Storage, create
+from .store import QdrantStore
 
 
 class Qwen3Collection:
@@ -37,7 +29,9 @@ class Qwen3Collection:
     folder or ":memory:". Takes every option of `EncoderConfig` by name, or a ready `encoder`. A
     collection that is not there is made, with the right width, cosine distance and the contract in
     its metadata; one that was made under another contract is refused with the differing fields
-    (ContractMismatchError), unless `allow_mismatch=True`.
+    (ContractMismatchError), unless `allow_mismatch=True`. `storage` is for a new collection on a
+    server: "float16", "int8" or "binary" take 1/2, 1/4, 1/32 of float32's memory; the last two are
+    rescored by whole vectors on disk (`store.recall()` measures what that loses).
 
     >>> from qwen3_embedding_integrations.qdrant import Qwen3Collection
     >>> articles = Qwen3Collection(":memory:", "articles", model="tiny")
@@ -53,18 +47,20 @@ class Qwen3Collection:
         *,
         model: str | None = None,
         encoder: Encoder | None = None,
+        storage: Storage = "float32",
         allow_mismatch: bool = False,
         **options: Unpack[EncoderOptions],
     ) -> None:
         if encoder is not None and (options or model):
             raise ConfigError("give either encoder or options, not both")
         config = EncoderConfig.from_options(model or DEFAULT_MODEL, **options)
-        self.name = name
         self.encoder = encoder or shared_encoder(config)
+        self._storage: Storage = storage
         self.client = connect(client) if isinstance(client, str) else client
-        self.guard = guard_of(self.client)
         self._owns_client = isinstance(client, str)
         try:
+            self.name = current_name(self.client, name)
+            self.store = QdrantStore(self.client, self.name)
             self._open(allow_mismatch=allow_mismatch)
         except BaseException:
             self.close()
@@ -103,17 +99,7 @@ class Qwen3Collection:
         payloads: Sequence[dict[str, Any]],
     ) -> None:
         """Write points whose vectors, (N, dimensions), are at hand; searchable on return."""
-        for start in range(0, len(ids), UPLOAD_SIZE):
-            part = slice(start, start + UPLOAD_SIZE)
-            with self.guard:
-                self.client.upload_collection(
-                    self.name,
-                    vectors=vectors[part],
-                    payload=payloads[part],
-                    ids=ids[part],
-                    batch_size=UPLOAD_SIZE,
-                    wait=True,
-                )
+        self.store.upload(vectors, ids=ids, payloads=payloads)
 
     def query(
         self,
@@ -149,14 +135,10 @@ class Qwen3Collection:
         query_filter: models.Filter | None = None,
     ) -> list[models.ScoredPoint]:
         """Return the `limit` best points for a vector (dimensions,), best first, with payloads."""
-        with self.guard:
-            return self.client.query_points(
-                self.name, query=vector.tolist(), limit=limit, query_filter=query_filter
-            ).points
+        return self.store.points_near(vector, limit=limit, query_filter=query_filter)
 
     def __len__(self) -> int:
-        with self.guard:
-            return self.client.count(self.name, exact=True).count
+        return len(self.store)
 
     def close(self) -> None:
         """Close the client if this object made it."""
@@ -194,17 +176,7 @@ class Qwen3Collection:
     def _create(self, contract: EmbeddingContract) -> None:
         encoder = self.encoder
         config = encoder.config.portable() if isinstance(encoder, Qwen3Encoder) else None
-        self.client.create_collection(
-            self.name,
-            vectors_config=models.VectorParams(
-                size=self.encoder.dimensions, distance=models.Distance.COSINE
-            ),
-            metadata={
-                CONTRACT_KEY: contract.to_dict(),
-                CONFIG_KEY: config,
-                IDENTITY_KEY: str(uuid.uuid4()),
-            },
-        )
+        create(self.client, self.name, contract, config, self._storage)
 
     def _check_vectors(self, stored: Any, index: str) -> None:
         """Refuse a collection whose vectors cannot hold ours; no override can make them fit."""
@@ -225,55 +197,3 @@ class Qwen3Collection:
                 "its vectors are this model's, or use another name",
                 differences=differences,
             )
-
-
-def connect(location: str) -> QdrantClient:
-    """Return a client for a URL (by gRPC where it answers, else REST), a folder or ":memory:"."""
-    if location == ":memory:":
-        return QdrantClient(location)
-    if not location.startswith(("http://", "https://")):
-        return QdrantClient(path=location)
-    client = QdrantClient(url=location, prefer_grpc=True)
-    try:
-        client.get_collections()
-    except Exception as error:
-        client.close()
-        logger.info("%s answers no gRPC (%r); using REST", location, error)
-        return QdrantClient(url=location)
-    return client
-
-
-def guard_of(client: QdrantClient) -> AbstractContextManager[object]:
-    """Return what every call to a client stands in: a lock, unless it speaks to a server.
-
-    A local collection (a folder, or ":memory:") is arrays that one call may be growing while
-    another reads them (qdrant-client 1.20).
-    """
-    options = client.init_options
-    if options.get("path") is None and options.get("location") != ":memory:":
-        return nullcontext()
-    with _locks_lock:
-        return _locks.setdefault(client, threading.RLock())
-
-
-_locks: weakref.WeakKeyDictionary[QdrantClient, AbstractContextManager[object]]
-_locks = weakref.WeakKeyDictionary()
-_locks_lock = threading.Lock()
-
-
-def stored_config(client: QdrantClient, name: str) -> EncoderConfig | None:
-    """Return the options a collection was made with, or None if it holds none."""
-    options = (client.get_collection(name).config.metadata or {}).get(CONFIG_KEY)
-    return EncoderConfig.from_options(**options) if options else None
-
-
-def stored_contract(client: QdrantClient, name: str) -> EmbeddingContract | None:
-    """Return the contract of a collection's vectors, or None if it was made without one."""
-    facts = (client.get_collection(name).config.metadata or {}).get(CONTRACT_KEY)
-    return EmbeddingContract.from_dict(facts) if facts else None
-
-
-def stored_identity(client: QdrantClient, name: str) -> str:
-    """Return what tells a collection from another that had its name before."""
-    metadata = client.get_collection(name).config.metadata or {}
-    return str(metadata.get(IDENTITY_KEY, name))

@@ -3,62 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from qdrant_client import models
+from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ..contract import EmbeddingContract
 from ..rows import HASH_KEY, Hit, Row, RowId, Vectors, last_first
-from .collection import UPLOAD_SIZE, Qwen3Collection, stored_contract, stored_identity
+from .client import guard_of, is_local, stored_contract, stored_identity
 from .points import DOCUMENT_KEY
+from .storage import EXACT, search_params, stored_storage
 
 PAGE = 1000  # points of one read
+UPLOAD_SIZE = 256  # points of one request: 1 MB at 1,024 dimensions, far below Qdrant's 32 MB
 PASSING_GRPC = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL"}
 
 
 class QdrantStore:
-    """A Qwen3Collection as `index_documents` and retrievers see it.
+    """A collection as `index_documents` and retrievers see it; `Qwen3Collection.store` is one.
 
     >>> from qwen3_embedding_integrations import index_documents
     >>> from qwen3_embedding_integrations.documents import Document
-    >>> from qwen3_embedding_integrations.qdrant import QdrantStore, Qwen3Collection
+    >>> from qwen3_embedding_integrations.qdrant import Qwen3Collection
     >>> collection = Qwen3Collection(":memory:", "notes", model="tiny")
     >>> documents = [Document("Paris is in France.", source="geography.txt", position=0)]
-    >>> index_documents(documents, collection.encoder, QdrantStore(collection)).added
+    >>> index_documents(documents, collection.encoder, collection.store).added
     1
     """
 
     max_rows = 10_000  # cut into parts of UPLOAD_SIZE
 
-    def __init__(self, collection: Qwen3Collection) -> None:
-        self.collection = collection
-        self._client = collection.client
+    def __init__(self, client: QdrantClient, collection: str) -> None:
+        self._client = client
+        self._collection = collection
+        self._guard = guard_of(client)
+
+        # A local collection compares whole vectors anyway, and warns of every wish.
+        self._exact_params = None if is_local(client) else EXACT
+
+    @cached_property
+    def _search_params(self) -> models.SearchParams | None:
+        return search_params(stored_storage(self._client, self._collection))
 
     @property
     def name(self) -> str:
         """What it is, for messages."""
-        return f"Qdrant collection {self.collection.name!r}"
+        return f"Qdrant collection {self._collection!r}"
 
     @property
     def identity(self) -> str:
         """An id kept in the collection: another after it was deleted and made again."""
-        return stored_identity(self._client, self.collection.name)
+        return stored_identity(self._client, self._collection)
 
     @property
     def contract(self) -> EmbeddingContract | None:
         """How its vectors were made."""
-        return stored_contract(self._client, self.collection.name)
+        return stored_contract(self._client, self._collection)
 
     def __len__(self) -> int:
-        return len(self.collection)
+        with self._guard:
+            return self._client.count(self._collection, exact=True).count
 
     def hashes(self, ids: Sequence[RowId]) -> dict[RowId, str]:
         """Return the content hash of each of these rows that is there."""
-        with self.collection.guard:
-            found = self._client.retrieve(self.collection.name, [*ids], with_payload=[HASH_KEY])
+        with self._guard:
+            found = self._client.retrieve(self._collection, [*ids], with_payload=[HASH_KEY])
         return {_row_id(one): str((one.payload or {}).get(HASH_KEY, "")) for one in found}
 
     def write(self, rows: Sequence[Row], vectors: Vectors, *, are_new: bool) -> None:
@@ -71,9 +84,25 @@ class QdrantStore:
             for row, vector in zip(rows, vectors.tolist(), strict=True)
         ]
         for start in range(0, len(points), UPLOAD_SIZE):
-            with self.collection.guard:
+            with self._guard:
                 part = points[start : start + UPLOAD_SIZE]
-                self._client.upsert(self.collection.name, part, wait=True)
+                self._client.upsert(self._collection, part, wait=True)
+
+    def upload(
+        self, vectors: Vectors, *, ids: Sequence[RowId], payloads: Sequence[dict[str, Any]]
+    ) -> None:
+        """Write points, searchable on return."""
+        for start in range(0, len(ids), UPLOAD_SIZE):
+            part = slice(start, start + UPLOAD_SIZE)
+            with self._guard:
+                self._client.upload_collection(
+                    self._collection,
+                    vectors=vectors[part],
+                    payload=payloads[part],
+                    ids=ids[part],
+                    batch_size=UPLOAD_SIZE,
+                    wait=True,
+                )
 
     def ids_beyond(self, source: str, position: int) -> list[RowId]:
         """Return the ids of a source's rows at `position` and after it, last first."""
@@ -99,20 +128,55 @@ class QdrantStore:
 
     def delete(self, ids: Sequence[RowId]) -> None:
         """Delete rows."""
-        with self.collection.guard:
-            self._client.delete(self.collection.name, models.PointIdsList(points=[*ids]), wait=True)
+        with self._guard:
+            self._client.delete(self._collection, models.PointIdsList(points=[*ids]), wait=True)
 
     def nearest(
         self, vector: Vectors, *, limit: int, where: Mapping[str, Any] | None = None
     ) -> list[Hit]:
         """Return the rows nearest to a vector (dimensions,), best first, by cosine."""
-        points = self.collection.nearest(vector, limit=limit, query_filter=_filter(where))
+        points = self.points_near(vector, limit=limit, query_filter=_filter(where))
         return [_hit(point, point.score) for point in points]
 
-    def fetch(self, ids: Sequence[RowId], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
+    def points_near(
+        self,
+        vector: Vectors,
+        *,
+        limit: int,
+        query_filter: models.Filter | None,
+        is_exact: bool = False,
+    ) -> list[models.ScoredPoint]:
+        """Return the points nearest to a vector (dimensions,), best first, with payloads."""
+        with self._guard:
+            return self._client.query_points(
+                self._collection,
+                query=vector.tolist(),
+                limit=limit,
+                query_filter=query_filter,
+                search_params=self._exact_params if is_exact else self._search_params,
+            ).points
+
+    def recall(self, *, limit: int = 10, num_samples: int = 100) -> float:
+        """Return which share of the true nearest rows a search finds, 0 to 1.
+
+        The rows nearest to each of `num_samples` stored vectors, as a search finds them (by an
+        index, by quantized vectors) and as a comparison with every whole vector does.
+        """
+        step = max(1, len(self) // num_samples)
+        shares: list[float] = []
+        for _, vector in islice(self.rows(), 0, step * num_samples, step):
+            found, true = (
+                self.points_near(vector, limit=limit, query_filter=None, is_exact=is_exact)
+                for is_exact in (False, True)
+            )
+            shares.append(len({p.id for p in found} & {p.id for p in true}) / len(true))
+        return float(np.mean(shares)) if shares else 1.0
+
+    def fetch(self, ids: Sequence[str], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Return these rows in the order given, without those that are not there; score 0."""
-        chosen = models.Filter(must=[*_conditions(where), models.HasIdCondition(has_id=[*ids])])
-        found = {_row_id(one): one for one in self._scroll(chosen, with_payload=True)}
+        points: list[models.ExtendedPointId] = [int(i) if i.isdecimal() else i for i in ids]
+        chosen = models.Filter(must=[*_conditions(where), models.HasIdCondition(has_id=points)])
+        found = {str(one.id): one for one in self._scroll(chosen, with_payload=True)}
         return [_hit(found[one], 0.0) for one in ids if one in found]
 
     def is_passing(self, error: BaseException) -> bool:
@@ -133,9 +197,9 @@ class QdrantStore:
     ) -> Iterator[models.Record]:
         offset = None
         while True:
-            with self.collection.guard:
+            with self._guard:
                 page, offset = self._client.scroll(
-                    self.collection.name, chosen, PAGE,
+                    self._collection, chosen, PAGE,
                     offset=offset, with_payload=with_payload, with_vectors=with_vectors,
                 )  # fmt: skip
             yield from page
@@ -153,7 +217,7 @@ def _payload(row: Row) -> dict[str, Any]:
 
 def _hit(point: models.Record | models.ScoredPoint, score: float) -> Hit:
     facts = dict(point.payload or {})
-    return Hit(_row_id(point), score, str(facts.pop(DOCUMENT_KEY, "")), facts)
+    return Hit(str(point.id), score, str(facts.pop(DOCUMENT_KEY, "")), facts)
 
 
 def _filter(equal: Mapping[str, Any] | None) -> models.Filter | None:

@@ -61,6 +61,9 @@ class FakeQdrant(
         exists = request.collection_name in self._collections
         return messages.CollectionExistsResponse(result=messages.CollectionExists(exists=exists))
 
+    def ListAliases(self, request: Any, context: Any) -> Any:
+        return messages.ListAliasesResponse()
+
     def Create(self, request: Any, context: Any) -> Any:
         self._collections[request.collection_name] = request
         return messages.CollectionOperationResponse(result=True)
@@ -79,6 +82,9 @@ class FakeQdrant(
                 flush_interval_sec=5,
             ),
             wal_config=messages.WalConfigDiff(wal_capacity_mb=32, wal_segments_ahead=0),
+            quantization_config=made.quantization_config
+            if made.HasField("quantization_config")
+            else None,
         )
         info = messages.CollectionInfo(
             status=messages.CollectionStatus.Green,

@@ -22,8 +22,10 @@ from qwen3_embedding_integrations import (
 from qwen3_embedding_integrations.encoder import WINDOW
 from qwen3_embedding_integrations.qdrant import (
     Qwen3Collection,
+    Storage,
     stored_config,
     stored_contract,
+    stored_storage,
 )
 from tests.adapters.fake_qdrant import fake_qdrant
 from tests.adapters.spy import spied_encoder
@@ -504,3 +506,30 @@ def test_a_generator_of_documents_is_refused() -> None:
         with pytest.raises(TypeError, match="documents is a generator; pass a list of str"):
             texts.upsert(document for document in ["one", "two"])  # pyright: ignore
         assert len(texts) == 0
+
+
+class TestStorage:
+    """How vectors are kept: on a server as asked, in a folder as they are."""
+
+    @pytest.mark.parametrize("storage", ["float16", "int8", "binary"])
+    def test_a_server_is_told(self, storage: Storage, tiny: Qwen3Encoder) -> None:
+        """The request that makes the collection carries the storage, and it is read back."""
+        with fake_qdrant() as (client, _):
+            Qwen3Collection(client, "notes", encoder=tiny, storage=storage)
+            assert stored_storage(client, "notes") == storage
+            vectors = client.get_collection("notes").config.params.vectors
+            assert isinstance(vectors, models.VectorParams)
+            assert bool(vectors.on_disk) == (storage != "float16"), "whole vectors, for rescoring"
+
+    def test_a_folder_would_ignore_it(self, tmp_path: Path, tiny: Qwen3Encoder) -> None:
+        """A local collection keeps float32: asking for less is an error that says so."""
+        with pytest.raises(ConfigError, match="local Qdrant collection ignores"):
+            Qwen3Collection(str(tmp_path / "q"), "notes", encoder=tiny, storage="int8")
+        with pytest.raises(ConfigError, match="'float32', 'float16', 'int8', 'binary'"):
+            Qwen3Collection(":memory:", "notes", encoder=tiny, storage="int4")  # type: ignore[arg-type]
+
+    def test_recall_of_a_whole_comparison_is_one(self, tiny: Qwen3Encoder) -> None:
+        """Local search compares every vector, so it loses nothing."""
+        collection = Qwen3Collection(":memory:", "notes", encoder=tiny)
+        collection.upsert([f"note {i}" for i in range(50)])
+        assert collection.store.recall(limit=5, num_samples=20) == 1.0

@@ -17,7 +17,7 @@ from qdrant_client import QdrantClient
 from qwen3_embedding_integrations import IndexingError, Qwen3Encoder, index_documents
 from qwen3_embedding_integrations.chroma import ChromaStore, open_collection
 from qwen3_embedding_integrations.documents import Document
-from qwen3_embedding_integrations.qdrant import QdrantStore, Qwen3Collection
+from qwen3_embedding_integrations.qdrant import Qwen3Collection
 from tests.adapters.fake_qdrant import Fault, fake_qdrant
 from tests.indexing.jobs import Narrow
 from tests.servers import ChromaServer, Proxy, QdrantServer, serving
@@ -55,7 +55,7 @@ def sink_at(kind: str, port: int, encoder: Any) -> Iterator[Any]:
     else:
         client = QdrantClient(url=f"http://127.0.0.1:{port}", check_compatibility=False)
         try:
-            yield QdrantStore(Qwen3Collection(client, name, encoder=encoder))
+            yield Qwen3Collection(client, name, encoder=encoder).store
         finally:
             client.close()
 
@@ -177,7 +177,7 @@ class TestGrpc:
         """Faults of the next five writes are outlasted: all is written once, encoded once."""
         encoder = Counting(tiny)
         with fake_qdrant() as (client, fake):
-            sink = QdrantStore(Qwen3Collection(client, "notes", encoder=tiny))
+            sink = Qwen3Collection(client, "notes", encoder=tiny).store
             fake.faults = [fault] * 3
             report = index_documents(make_documents(NUM), encoder, Narrow(sink), retry_s=PATIENCE_S)
             assert not fake.faults
@@ -191,7 +191,7 @@ class TestGrpc:
     ) -> None:
         """A host that says to come back later is not asked for longer than `retry_s`."""
         with fake_qdrant() as (client, fake):
-            sink = QdrantStore(Qwen3Collection(client, "notes", encoder=tiny))
+            sink = Qwen3Collection(client, "notes", encoder=tiny).store
             fake.faults = [Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after_s)] * 1000
             with pytest.raises(IndexingError, match=r"did not recover in 2 s \(write: "):
                 index_documents(make_documents(20), tiny, sink, retry_s=2)
@@ -199,7 +199,7 @@ class TestGrpc:
     def test_refusals_are_not_repeated(self, tiny: Qwen3Encoder) -> None:
         """A request that the host calls wrong is made once."""
         with fake_qdrant() as (client, fake):
-            sink = QdrantStore(Qwen3Collection(client, "notes", encoder=tiny))
+            sink = Qwen3Collection(client, "notes", encoder=tiny).store
             fake.faults = [Fault(grpc.StatusCode.INVALID_ARGUMENT)] * 9
             with pytest.raises(IndexingError, match=r"failed \(write: "):
                 index_documents(make_documents(20), tiny, sink)

@@ -113,7 +113,7 @@ def test_rows_of_others_are_left_alone(sink: Sink, tiny: Qwen3Encoder) -> None:
     if isinstance(sink, ChromaStore):
         sink.collection.add(ids=["mine"], embeddings=vectors, documents=["mine"])
     else:
-        sink.collection.write(vectors, ids=[7], payloads=[{"document": "mine"}])
+        sink.upload(vectors, ids=[7], payloads=[{"document": "mine"}])
     index_documents(make_documents(4), tiny, sink)
     report = index_documents([Known("other.txt", 0)], tiny, sink, prune=True)
     assert (report.removed, len(sink)) == (4, 1)

@@ -177,9 +177,13 @@ class _Qdrant(_Quiet):
 
     def serve(self) -> None:
         body = json.loads(self.body() or "{}")
-        _, _, name, *verb = self.path.partition("?")[0].split("/")
+        path = self.path.partition("?")[0]
         with self.server.lock:
-            result = _ask(self.server.client, name, (self.command, *verb), body)
+            if path == "/aliases":
+                result = {"aliases": []}
+            else:
+                _, _, name, *verb = path.split("/")
+                result = _ask(self.server.client, name, (self.command, *verb), body)
         self.answer(200, json.dumps({"result": result, "status": "ok", "time": 0.0}).encode())
 
     do_GET = do_POST = do_PUT = serve

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -90,7 +90,10 @@ class Sink(Protocol):
         ...
 
     def ids_beyond(self, source: str, position: int) -> list[RowId]:
-        """Return the ids of a source's rows at `position` and after it."""
+        """Return the ids of a source's rows at `position` and after it, last first.
+
+        So that a deletion that dies halfway leaves no gap before what it did not come to.
+        """
         ...
 
     def rows(self) -> Iterator[tuple[Row, Vectors]]:
@@ -119,6 +122,11 @@ def row_of(document: Document) -> Row:
     facts = {**theirs, **title, **own}
     row_id = document_id(document.source, document.position)
     return Row(row_id, document.text, {**facts, HASH_KEY: content_hash(document.text, facts)})
+
+
+def last_first(rows: Iterable[tuple[Any, RowId]]) -> list[RowId]:
+    """Return the ids of (position, id), the highest position first."""
+    return [row_id for _, row_id in sorted(rows, key=lambda row: row[0], reverse=True)]
 
 
 def document_id(source: str, position: int) -> str:

@@ -12,7 +12,7 @@ from chromadb.api.models.Collection import Collection
 from chromadb.errors import InternalError, RateLimitError
 
 from ..contract import EmbeddingContract
-from ..rows import HASH_KEY, Hit, Row, RowId, Vectors
+from ..rows import HASH_KEY, Hit, Row, RowId, Vectors, last_first
 from .collection import stored_contract
 
 PAGE = 1000  # rows of one read
@@ -79,9 +79,11 @@ class ChromaStore:
         )
 
     def ids_beyond(self, source: str, position: int) -> list[RowId]:
-        """Return the ids of a source's rows at `position` and after it."""
+        """Return the ids of a source's rows at `position` and after it, last first."""
         where: Any = {"$and": [{"source": source}, {"position": {"$gte": position}}]}
-        return [*self.collection.get(where=where, include=[])["ids"]]
+        found = self.collection.get(where=where, include=["metadatas"])
+        facts = found["metadatas"] or []
+        return last_first((f["position"], i) for i, f in zip(found["ids"], facts, strict=True))
 
     def rows(self) -> Iterator[tuple[Row, Vectors]]:
         """Yield every row with its vector."""

@@ -45,10 +45,6 @@ if TYPE_CHECKING:
 STOPPED = 143  # what a shell shows of a process that SIGTERM ended
 
 
-class _Stopped(BaseException):
-    """SIGTERM came."""
-
-
 def index(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders.")],
     store: StoreOption = StoreName.chroma,
@@ -174,16 +170,17 @@ def _print_report(report: IndexReport, where: str, num_rows: int, *, as_json: bo
 @contextmanager
 def _stopped_by_sigterm() -> Generator[None]:
     """End the process at SIGTERM at once: what is committed is committed, the rest is not begun."""
+    cursor = "\x1b[?25h" if err.is_terminal else ""  # which a progress bar hides
 
     def stop(*_: Any) -> None:
-        raise _Stopped
+        # Not by an exception: watchfiles would make a KeyboardInterrupt of it, a finalizer swallow
+        # it. Not sys.exit: that waits for the forward under way, seconds with a large model.
+        os.write(2, message)  # standard error, past buffers that may be half written
+        os._exit(STOPPED)
 
+    message = f"{cursor}stopped by SIGTERM; run again to go on\n".encode()
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except _Stopped:
-        err.print("stopped by SIGTERM; run again to go on")
-        # Not sys.exit: that would wait for the forward under way, seconds with a large model.
-        os._exit(STOPPED)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -53,3 +53,4 @@ def given(arguments: dict[str, Any], *names: str) -> dict[str, Any]:
 def print_json(value: object) -> None:
     """Write JSON to standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.flush()  # who watches through a pipe waits for it

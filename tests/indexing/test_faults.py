@@ -58,13 +58,15 @@ def test_killed_at_random_points(
     kind, expected = undisturbed
     place = Place(kind, folder / "store", folder / "journal" if has_journal else None)
     num_killed = 0
-    for make in (notes, changed_notes):
-        for held, encoded, was_killed in kill_and_resume(place, make, NUM, 3, seed=num_killed):
+    for make, num_kills in ((notes, 3), (changed_notes, 2)):
+        for held, encoded, was_killed in kill_and_resume(
+            place, make, NUM, num_kills, seed=num_killed
+        ):
             again = held.intersection(encoded)
             assert not again, f"{len(again)} committed rows were encoded again: {[*again][:3]}"
             assert len(set(encoded)) == len(encoded)
             num_killed += was_killed
-    assert num_killed >= 4, f"only {num_killed} runs were killed before their end"
+    assert num_killed >= 3, f"only {num_killed} runs were killed before their end"
     run_to_end(save_rows, place, folder / "rows.npz")
     assert_same(dict(np.load(folder / "rows.npz")), expected)
 

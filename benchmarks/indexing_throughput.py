@@ -22,13 +22,13 @@ class BusyClock:
     """The time in which at least one forward is under way, seen from around the engine's launch."""
 
     def __init__(self, encoder: Qwen3Encoder) -> None:
-        engine: Any = encoder._loaded.engine
-        self._launch = engine._launch
+        (worker,) = encoder._loaded.engine._workers  # of the one device
+        self._launch = worker._launch
         self._lock = threading.Lock()
         self._num_running = 0
         self._since = 0.0
         self.busy_s = 0.0
-        engine._launch = self
+        worker._launch = self
 
     def __call__(self, batch: Any) -> Callable[[], Any]:
         self._count(+1)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -31,9 +28,9 @@ from qwen3_embedding_integrations.indexing import (
     watch_folders,
 )
 from qwen3_embedding_integrations.rows import Sink
+from tests.commands import command
+from tests.indexing.jobs import PATIENCE_S
 from tests.stores import Counting, held_by, open_sink
-
-PATIENCE_S = 120  # for what never comes; nothing that works waits so long
 
 
 @pytest.fixture
@@ -334,20 +331,6 @@ def test_a_watch_that_fails_says_so(files: Path, tiny: Qwen3Encoder, tmp_path: P
         )  # fmt: skip
         with pytest.raises(IndexingError, match="wait for the other job"):
             next(watch)
-
-
-@contextmanager
-def command(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Yield a running `qwen3-embedding` with these arguments."""
-    words = [sys.executable, "-m", "qwen3_embedding_integrations", *map(str, arguments)]
-    environment = os.environ | {"PYTHONUTF8": "1", "COLUMNS": "200"}
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
 
 
 def test_the_command_that_watches(files: Path, tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def index(
         Path | None, typer.Option(help="Where committed files are noted; beside a local index.")
     ] = None,
     keywords: KeywordsOption = None,
-    prune: Annotated[bool, typer.Option(help="Delete the rows of files that are gone.")] = False,
+    prune: Annotated[
+        bool, typer.Option(help="Delete the rows of files gone from these paths.")
+    ] = False,
     watch: Annotated[bool, typer.Option(help="Stay, and follow changes of the files.")] = False,
     as_json: JsonOption = False,
 ) -> None:

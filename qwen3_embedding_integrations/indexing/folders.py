@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import NamedTuple
@@ -48,6 +49,8 @@ def index_folders(
 ) -> IndexReport:
     """Bring a collection up to date with files and folders; see `index_documents`.
 
+    `prune` deletes the rows of files that are gone from the paths given; other folders' rows stay.
+
     With a `journal`, a file whose size, time of change and options are those of the last run is
     not opened. A file that cannot be read is reported; what the collection holds of it stays.
     """
@@ -61,7 +64,7 @@ def index_folders(
 
         job.run(items(), encode_by(encoder))
         if prune:
-            job.prune()
+            job.prune(partial(_is_within, [Path(path).as_posix() for path in paths]))
         job.finish()
     return job.report
 
@@ -149,6 +152,10 @@ def changed_items(
     yield from map(Gone, sorted(gone))
     for file, has_changed in files.items():
         yield from read_file(file, options, None if has_changed else known(file.as_posix()))
+
+
+def _is_within(paths: Sequence[str], source: str) -> bool:
+    return any(path in (".", source) or source.startswith(path + "/") for path in paths)
 
 
 def _as_given(path: Path, given: Sequence[str | Path]) -> Path:

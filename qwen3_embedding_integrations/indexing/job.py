@@ -25,6 +25,7 @@ MAX_WINDOW_CHARS = 1_000_000
 MAX_WAIT_S = 1.0  # a window that is not full is taken when a document comes later than this
 MAX_FAILURES = 1000  # named in a report; all are counted
 DELETE_ROWS = 1000
+MAX_GAP = 3
 PLACE = re.compile(r"^(documents\[\d+\]|text \d+)")
 
 
@@ -135,9 +136,9 @@ class Job:
         """Yield the source of each row of the collection."""
         yield from (source for _, source in self._sink.sources())
 
-    def prune(self) -> None:
-        """Delete the rows of sources that this run has not seen."""
-        self.delete(self._host.ask("list the rows", self._unseen))
+    def prune(self, has_read: Callable[[str], bool] = lambda _: True) -> None:
+        """Delete the rows of sources that this run should have seen, by `has_read`, and has not."""
+        self.delete(self._host.ask("list the rows", partial(self._unseen, has_read)))
 
     def delete(self, ids: Iterable[RowId]) -> None:
         """Delete rows."""
@@ -227,9 +228,14 @@ class Job:
             self._record.see_failure(source)
 
     def _remove_stale(self) -> None:
-        for page in _pages(self._record.whole_sources(), MAX_WINDOW_ROWS):
-            # Pieces are numbered without gaps: where the next one is missing, there are no more.
-            next_ids: dict[RowId, tuple[str, int]] = {document_id(*one): one for one in page}
+        for page in _pages(self._record.whole_sources(), MAX_WINDOW_ROWS // MAX_GAP):
+            # Pieces are numbered without gaps, but for one that could not be encoded: where the
+            # next few are missing, there are no more.
+            next_ids: dict[RowId, tuple[str, int]] = {
+                document_id(source, number + gap): (source, number)
+                for source, number in page
+                for gap in range(MAX_GAP)
+            }
             self._remove(next_ids[row_id] for row_id in self._stored_hashes([*next_ids]))
 
     def _remove(self, places: Iterable[tuple[str, int]]) -> None:
@@ -237,10 +243,11 @@ class Job:
         beyond = [partial(self._sink.ids_beyond, *place) for place in dict.fromkeys(places)]
         self.delete([one for ask in beyond for one in self._host.ask("look up rows", ask)])
 
-    def _unseen(self) -> list[RowId]:
+    def _unseen(self, has_read: Callable[[str], bool]) -> list[RowId]:
         unseen: list[RowId] = []
         for page in _pages(self._sink.sources(), DELETE_ROWS):
-            gone = {source for _, source in page} - self._record.has_seen([s for _, s in page])
+            here = {source for _, source in page if has_read(source)}
+            gone = here - self._record.has_seen([*here])
             unseen += [row_id for row_id, source in page if source in gone]
             self._record.forget_files(gone)
         return unseen

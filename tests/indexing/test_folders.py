@@ -348,3 +348,17 @@ def test_the_command_that_watches(files: Path, tmp_path: Path) -> None:
         assert json.loads(found)[0]["text"] == "The moon is made of rock."
         (files / "new.md").unlink()
         assert "1 removed" in process.stdout.readline()
+
+
+def test_prune_keeps_to_the_paths_given(tmp_path: Path, tiny: Qwen3Encoder) -> None:
+    """A folder that was not asked for keeps its rows; of the one that was, what is gone goes."""
+    for name in ("a", "b", "ab"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.md").write_text(f"one of {name}\n", encoding="utf-8")
+    options = ReadOptions(tiny.count_tokens)
+    with open_sink("chroma", tmp_path / "store", tiny) as sink:
+        folders = [tmp_path / name for name in ("a", "b", "ab")]
+        assert index_folders(folders, tiny, sink, options=options, prune=True).added == 3
+        (tmp_path / "a" / "one.md").unlink()
+        report = index_folders([tmp_path / "a"], tiny, sink, options=options, prune=True)
+        assert (report.removed, len(sink)) == (1, 2)

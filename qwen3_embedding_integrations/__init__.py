@@ -31,9 +31,13 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
+    from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
+    from .keywords import KeywordIndex
     from .quantize import QuantizedModel, quantize_model
     from .reranker import Qwen3Reranker, RankedDocument, RerankerStats
+    from .rows import Hit
+    from .search import EncoderReranker, Qwen3Retriever, Reranker, SearchStore
     from .sharing import shared_encoder, shared_reranker
 
 __all__ = [
@@ -43,12 +47,16 @@ __all__ = [
     "EmbeddingContract",
     "Encoder",
     "EncoderConfig",
+    "EncoderReranker",
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "Hit",
+    "HybridStore",
     "IndexReport",
     "IndexingError",
     "InputError",
+    "KeywordIndex",
     "MissingDependencyError",
     "ModelError",
     "ModelLoadError",
@@ -58,9 +66,12 @@ __all__ = [
     "Qwen3EmbeddingError",
     "Qwen3Encoder",
     "Qwen3Reranker",
+    "Qwen3Retriever",
     "RankedDocument",
+    "Reranker",
     "RerankerConfig",
     "RerankerStats",
+    "SearchStore",
     "StoreError",
     "TextTooLongError",
     "index_documents",
@@ -73,14 +84,21 @@ _HOMES = {
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
+    "EncoderReranker": "search",
     "EncoderStats": "encoder",
+    "Hit": "rows",
+    "HybridStore": "hybrid",
     "IndexReport": "indexing",
+    "KeywordIndex": "keywords",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
     "Qwen3Reranker": "reranker",
+    "Qwen3Retriever": "search",
     "RankedDocument": "reranker",
+    "Reranker": "search",
     "RerankerConfig": "core.config",
     "RerankerStats": "reranker",
+    "SearchStore": "search",
     "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,11 +23,10 @@ if TYPE_CHECKING:
 Scores = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class RankedDocument:
+class RankedDocument(NamedTuple):
     """A document and what a reranker thinks of it."""
 
-    index: int  # its place in the list that was passed
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  its place in what was passed
     score: float  # in [0, 1]
     document: str
 
@@ -87,8 +85,11 @@ class Qwen3Reranker:
     def _init(self, config: RerankerConfig, loaded: LoadedModel[PairTokenizer]) -> None:
         from .core.inputs import InputRules
 
+        max_length = fit_length(config, loaded.architecture.max_positions)
+        for room in loaded.rooms:  # now, not after hours, at the first text so long
+            room.check_length(max_length)
         self.config = config
-        self.max_length = fit_length(config, loaded.architecture.max_positions)
+        self.max_length = max_length
         self._loaded = loaded
         self._rules = InputRules(self.max_length, config.on_too_long, "embed")
         self._counts_lock = threading.Lock()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .progress import watch
 
 if TYPE_CHECKING:
-    from .core.engine import Call
+    from .core.calls import Call
 
 Results = npt.NDArray[np.float32]
 

@@ -13,6 +13,11 @@ ROOT = Path(__file__).parent.parent
 EXPECTED = {
     "chroma_collection.py": ["[['tenant']]", "dimensions: stored 256, yours 64"],
     "encoder.py": ["The capital of France is Paris.", "3 documents"],
+    "hybrid_search.py": [
+        "第1079条 -> 民法典第一千零七十九条",
+        "-> Error E1234-X",
+        "-> 民法典第七百二十六条",
+    ],
     "langchain_retriever.py": [
         "Water boils",
         "-> The capital of France",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -51,7 +50,7 @@ def rerank(
     with Qwen3Reranker(RerankerConfig.from_options(**options)) as reranker:
         best_first = reranker.rerank(query, documents, top_n=top_n)
     if as_json:
-        print_json([asdict(one) for one in best_first])
+        print_json([one._asdict() for one in best_first])
         return
     for one in best_first:
         sys.stdout.write(f"{one.score:.4f}\t{one.document}\n")

@@ -47,7 +47,7 @@ class Call:
     _lock: threading.Lock = field(default_factory=threading.Lock)  # devices write side by side
 
     def write(self, rows: npt.NDArray[np.intp], vectors: Vectors) -> None:
-        """Put unit vectors (B, H) into their rows, cut to W and made unit vectors again."""
+        """Put results (B, R) into their rows; what is cut to W is made a unit vector again."""
         width = self.vectors.shape[1]
         if width < vectors.shape[1]:
             vectors = vectors[:, :width]

@@ -84,7 +84,6 @@ class Graphs:
         else:
             graph.words.copy_(self._model.on_host(words), non_blocking=True)
         self._graphs.move_to_end(bucket)
-        self._model.computed.num_tokens += batch.num_tokens
         return graph.replay()[: len(batch)]
 
     def _place(self, prefix_ids: tuple[int, ...], room: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -19,27 +19,41 @@ from .packing import PackedBatch
 Vectors = npt.NDArray[np.float32]
 
 
-class Head(ABC):
-    """Starts a forward and hands back what waits for its results."""
+Read = Callable[[torch.Tensor], torch.Tensor]  # last hidden states (B, H) to results (B, R)
 
-    results: str  # what they are called in a message
-    width: int  # numbers of a result, R
 
-    def __init__(self, model: Qwen3Model, capture: Capture | None = None) -> None:
+class Head:
+    """Starts a forward and hands back what waits for its results.
+
+    `width` is the numbers of a result, R; `results` is what they are called in a message.
+    """
+
+    def __init__(
+        self,
+        model: Qwen3Model,
+        read: Read,
+        *,
+        width: int,
+        results: str,
+        capture: Capture | None = None,
+    ) -> None:
+        self.computed = model.computed
+        self.width = width
+        self.results = results
         self._model = model
-        self.graphs = Graphs(model, self._read, capture) if capture else None
-
-    @abstractmethod
-    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the results (B, R) float32 of the last hidden states (B, H)."""
+        # A function, no method: graphs that held this head would keep the weights on the card
+        # until Python's collector of cycles comes by.
+        self._read = read
+        self.graphs = Graphs(model, read, capture) if capture else None
 
     @torch.inference_mode()
     def __call__(self, batch: PackedBatch) -> Callable[[], Vectors]:
         """Launch the batch; the returned function waits for its results, (B, R) float32."""
+        self.computed.num_tokens += batch.num_tokens
         with on_device(self._model.device):
             vectors = self.graphs(batch) if self.graphs else None
             if vectors is None:
-                vectors = self._read(self._model(batch))  # (B, R)
+                vectors = self._read(self._model(batch))
             if not vectors.is_cuda:
                 if self.graphs:
                     vectors = vectors.clone()  # a graph's own tensor is the next call's too
@@ -74,38 +88,29 @@ class Head(ABC):
         )
 
 
+def embedding_head(model: Qwen3Model, capture: Capture | None = None) -> Head:
+    """Return what gives each text's unit vector, (B, H)."""
+    width = model.architecture.hidden_size
+    return Head(model, unit_vectors, width=width, results="vectors", capture=capture)
+
+
+def reranking_head(
+    model: Qwen3Model, answers: torch.Tensor, capture: Capture | None = None
+) -> Head:
+    """Return what gives the probability that the next token is "yes" and not "no", (B, 1).
+
+    `answers` are the output layer's rows of "yes" and "no", (2, H).
+    """
+    yes, no = answers.to(model.device, torch.float32)
+    read = partial(_probability, yes - no)
+    return Head(model, read, width=1, results="scores", capture=capture)
+
+
 def unit_vectors(hidden: torch.Tensor) -> torch.Tensor:
     """Return each row (B, H) at unit length, float32."""
     return F.normalize(hidden.float(), dim=-1)
 
 
-class EmbeddingHead(Head):
-    """Gives each text's unit vector, (B, H)."""
-
-    results = "vectors"
-
-    def __init__(self, model: Qwen3Model, capture: Capture | None = None) -> None:
-        super().__init__(model, capture)
-        self.width = model.architecture.hidden_size
-
-    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
-        return unit_vectors(hidden)
-
-
-class RerankingHead(Head):
-    """Gives the probability that the next token is "yes" and not "no", (B, 1)."""
-
-    results = "scores"
-    width = 1
-
-    def __init__(
-        self, model: Qwen3Model, answers: torch.Tensor, capture: Capture | None = None
-    ) -> None:
-        """Take the output layer's rows of "yes" and "no", (2, H)."""
-        super().__init__(model, capture)
-        yes, no = answers.to(model.device, torch.float32)
-        self._direction = yes - no  # (H,)
-
-    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
-        # The softmax over two logits is the sigmoid of their difference.
-        return torch.sigmoid(hidden.float() @ self._direction)[:, None]
+def _probability(direction: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    # The softmax over two logits is the sigmoid of their difference.
+    return torch.sigmoid(hidden.float() @ direction)[:, None]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -27,8 +27,8 @@ from .config import DEFAULT_MODEL, TINY, EngineConfig
 from .dense import choose_dense
 from .devices import cpu_multiplies_bfloat16, free_bytes, on_device, one_each, together
 from .engine import Engine, Runner
-from .graphs import CudaCapture
-from .heads import EmbeddingHead, Head, RerankingHead
+from .graphs import Capture, CudaCapture
+from .heads import Head, embedding_head, reranking_head
 from .linear import fp8_obstacle, has_packed_products
 from .memory import Room, check_weights, find_room
 from .model import Computed, Qwen3Model
@@ -113,23 +113,17 @@ def _load_model(
         _make_runner(one, folder, architecture, tokenizer, is_stored_int8=is_stored_int8)
         for one in one_each(config)
     ]
+    heads = [head for _, head, _ in made]
     engine = Engine(
-        [one.runner for one in made], width=made[0].width, max_queue_tokens=config.max_queue_tokens
+        [runner for runner, _, _ in made],
+        width=heads[0].width,
+        max_queue_tokens=config.max_queue_tokens,
     )
-    rooms = tuple(one.room for one in made if one.room is not None)
-    computed = tuple(one.computed for one in made)
+    rooms = tuple(room for _, _, room in made if room is not None)
     if config.model == TINY:
         logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
+    computed = tuple(head.computed for head in heads)
     return LoadedModel(config, folder, architecture, tokenizer, engine, computed, stamps, rooms)
-
-
-class _Made(NamedTuple):
-    """One device with the model on it."""
-
-    runner: Runner
-    width: int  # of its results
-    computed: Computed
-    room: Room | None  # what the device has room for, where that is known
 
 
 def _make_runner(
@@ -139,8 +133,8 @@ def _make_runner(
     tokenizer: Tokenizer | PairTokenizer,
     *,
     is_stored_int8: bool,
-) -> _Made:
-    """Return the config's one device with the model on it."""
+) -> tuple[Runner, Head, Room | None]:
+    """Return the config's one device, its model's head, and what it has room for, if known."""
     device = torch.device(config.device)
     with on_device(device):
         free = free_bytes(device)
@@ -172,19 +166,19 @@ def _make_runner(
         max_in_flight=2 if is_cuda else 1,
         probe=partial(torch.cuda.synchronize, device) if is_cuda else None,
     )
-    return _Made(runner, head.width, model.computed, room)
+    return runner, head, room
 
 
 def _make_head(
     model: Qwen3Model,
     folder: Path,
     tokenizer: Tokenizer | PairTokenizer,
-    capture: CudaCapture | None,
+    capture: Capture | None,
 ) -> Head:
     if isinstance(tokenizer, Tokenizer):
-        return EmbeddingHead(model, capture)
+        return embedding_head(model, capture)
     answers = read_output_rows(folder, model.architecture, tokenizer.answer_ids)
-    return RerankingHead(model, answers, capture)
+    return reranking_head(model, answers, capture)
 
 
 def _make_model(

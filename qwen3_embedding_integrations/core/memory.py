@@ -8,6 +8,7 @@ from ..errors import ConfigError
 from .checkpoint import Architecture
 
 GRAPH_TOKENS = 2048  # of the largest CUDA graph, whose memory stays taken
+KEPT_PREFIX_TOKENS = 2048  # of all instructions together whose keys and values a model keeps
 WORKSPACE_BYTES = 256 * 2**20  # cuBLAS, compiled kernels, small tensors
 USABLE = 0.9  # the allocator's blocks never fill memory to the last byte
 
@@ -19,14 +20,14 @@ class Room:
     device: str
     free_bytes: int
     bytes_per_token: int
+    reserved_bytes: int  # for what stays: workspaces, graphs, prefixes
     max_tokens: int  # of one forward, and so of one text
 
     def check_length(self, max_length: int) -> None:
         """Raise ConfigError unless a text of `max_length` tokens fits."""
         if max_length > self.max_tokens:
             remedy = f"lower max_length to {self.max_tokens}, " if self.max_tokens >= 4 else ""
-            needed = max_length * self.bytes_per_token + _reserved(self.bytes_per_token)
-            needed = int(needed / USABLE)
+            needed = int((max_length * self.bytes_per_token + self.reserved_bytes) / USABLE)
             raise ConfigError(
                 f"max_length is {max_length}: a text of so many tokens takes "
                 f"{_gb(needed)} on {self.device}, where {_gb(self.free_bytes)} are free beside the "
@@ -40,8 +41,11 @@ def find_room(architecture: Architecture, itemsize: int, *, device: str, free_by
     `itemsize` is the activations' bytes a value.
     """
     per_token = bytes_per_token(architecture, itemsize)
-    usable = int(USABLE * free_bytes) - _reserved(per_token)
-    return Room(device, free_bytes, per_token, max(0, usable // per_token))
+    # By the model, and where graphs read them: as many at most, but only of lengths that occur.
+    prefix = KEPT_PREFIX_TOKENS * prefix_bytes_per_token(architecture, itemsize)
+    reserved = WORKSPACE_BYTES + GRAPH_TOKENS * per_token + prefix
+    usable = int(USABLE * free_bytes) - reserved
+    return Room(device, free_bytes, per_token, reserved, max(0, usable // per_token))
 
 
 def check_weights(
@@ -86,8 +90,10 @@ def bytes_per_token(architecture: Architecture, itemsize: int) -> int:
     return itemsize * max(turning, attending, feeding) + angles + indices + softmax
 
 
-def _reserved(per_token: int) -> int:
-    return WORKSPACE_BYTES + GRAPH_TOKENS * per_token
+def prefix_bytes_per_token(architecture: Architecture, itemsize: int) -> int:
+    """Return the bytes of one token's keys and values in all layers."""
+    a = architecture
+    return a.num_layers * 2 * a.num_kv_heads * a.head_dim * itemsize
 
 
 def _gb(num_bytes: int) -> str:

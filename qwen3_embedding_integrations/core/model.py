@@ -19,12 +19,12 @@ from .attention import Attention, Segments
 from .checkpoint import Architecture
 from .dense import DenseParts
 from .layout import Int64Array, Shape, lay_out
+from .memory import KEPT_PREFIX_TOKENS
 from .packing import PackedBatch
 from .team import Team
 from .weights import Weights
 
 MAX_PREFIXES = 32  # instructions whose keys and values are kept
-MAX_KEPT_TOKENS = 2048  # of all of them; at the 0.6B shape 230 KB each in float32
 
 
 @dataclass(slots=True)
@@ -110,7 +110,6 @@ class Qwen3Model:
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """Return (B, H) in the model's dtype."""
         prefix = self.prefix(batch.prefix_ids) if batch.prefix_ids else None
-        self.computed.num_tokens += batch.num_tokens
 
         def forward(part: PackedBatch) -> torch.Tensor:
             return self._run(part, prefix, None)
@@ -121,19 +120,25 @@ class Qwen3Model:
     def prefix(self, ids: tuple[int, ...]) -> torch.Tensor:
         """Return the prefix's keys and values of each layer, (layers, 2, P, Hk, D).
 
-        Computed once, in a forward of its own; the last MAX_PREFIXES asked for are kept.
+        Computed once, in a forward of its own; the last ones asked for are kept, MAX_PREFIXES and
+        KEPT_PREFIX_TOKENS in all, and the very last however long.
         """
         if ids not in self._prefixes:
-            kept: list[torch.Tensor] = []
             self.computed.num_tokens += len(ids)
+            kept: list[torch.Tensor] = []
             self._run(PackedBatch.pack([np.array(ids, np.int32)]), None, kept)
             self._prefixes[ids] = torch.stack(kept)
-            while len(self._prefixes) > MAX_PREFIXES or (
-                len(self._prefixes) > 1 and sum(map(len, self._prefixes)) > MAX_KEPT_TOKENS
+            while len(self._prefixes) > 1 and (
+                len(self._prefixes) > MAX_PREFIXES or self.num_kept_tokens > KEPT_PREFIX_TOKENS
             ):
                 self._prefixes.popitem(last=False)
         self._prefixes.move_to_end(ids)
         return self._prefixes[ids]
+
+    @property
+    def num_kept_tokens(self) -> int:
+        """Tokens of all prefixes that are kept."""
+        return sum(map(len, self._prefixes))
 
     def _run(
         self, batch: PackedBatch, prefix: torch.Tensor | None, keep: list[torch.Tensor] | None

@@ -14,7 +14,7 @@ from qwen3_embedding_integrations.core.attention import choose_attention
 from qwen3_embedding_integrations.core.checkpoint import read_architecture
 from qwen3_embedding_integrations.core.config import EngineConfig
 from qwen3_embedding_integrations.core.dense import Dense
-from qwen3_embedding_integrations.core.heads import EmbeddingHead
+from qwen3_embedding_integrations.core.heads import Head, embedding_head
 from qwen3_embedding_integrations.core.linear import (
     E4M3,
     QuantizedWeight,
@@ -39,7 +39,7 @@ TINY = Path(qwen3_embedding_integrations.__file__).parent / "tiny"
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="needs to lack a card")
 
 
-def fp8_model(folder: Path) -> tuple[EmbeddingHead, tuple, dict[str, float]]:
+def fp8_model(folder: Path) -> tuple[Head, tuple, dict[str, float]]:
     """Return the model as a card runs it, its layers, and the errors of what stayed bfloat16."""
     architecture = read_architecture(folder)
     dense = Dense(architecture, torch.bfloat16)
@@ -55,7 +55,7 @@ def fp8_model(folder: Path) -> tuple[EmbeddingHead, tuple, dict[str, float]]:
     model = Qwen3Model(
         weights, architecture, attention=attention, dense=dense, device=CPU, dtype=torch.bfloat16
     )
-    return EmbeddingHead(model), weights.layers, quantizer.kept
+    return embedding_head(model), weights.layers, quantizer.kept
 
 
 def assert_near(vectors: np.ndarray, expected: np.ndarray) -> None:

@@ -7,9 +7,12 @@ What a forward read of its batch on the host would be frozen on both.
 
 from __future__ import annotations
 
+import copy
+import gc
 import itertools
 import logging
 import random
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,12 @@ from torch.utils._pytree import tree_flatten
 from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
 from qwen3_embedding_integrations.core.attention import CAPTURABLE, Segments
 from qwen3_embedding_integrations.core.graphs import MAX_GRAPHS
-from qwen3_embedding_integrations.core.heads import EmbeddingHead, unit_vectors
+from qwen3_embedding_integrations.core.heads import (
+    Head,
+    embedding_head,
+    reranking_head,
+    unit_vectors,
+)
 from qwen3_embedding_integrations.core.layout import PREFIX_ROOMS, choose_bucket
 from qwen3_embedding_integrations.core.model import Plan, Qwen3Model, Texts
 from qwen3_embedding_integrations.core.packing import PackedBatch
@@ -113,7 +121,7 @@ def plain(folder: Path) -> Qwen3Model:
     return native_model(folder, torch.float32)
 
 
-def graphed(plain: Qwen3Model) -> tuple[EmbeddingHead, TapeCapture]:
+def graphed(plain: Qwen3Model) -> tuple[Head, TapeCapture]:
     """Return a head over the same weights whose forwards run by tape."""
     model = Qwen3Model(
         plain._weights,
@@ -124,7 +132,7 @@ def graphed(plain: Qwen3Model) -> tuple[EmbeddingHead, TapeCapture]:
         dtype=torch.float32,
     )
     capture = TapeCapture()
-    return EmbeddingHead(model, capture), capture
+    return embedding_head(model, capture), capture
 
 
 def random_batch(rng: random.Random, num_texts: int, longest: int, prefix=()) -> PackedBatch:
@@ -164,9 +172,24 @@ def test_a_replay_equals_the_model_and_transformers(folder, plain, num_texts, lo
     for attempt in range(4):
         batch = random_batch(rng, num_texts, longest, prefix)
         vectors = head(batch)()
-        assert_same(vectors, EmbeddingHead(plain)(batch)(), f"attempt {attempt}")
+        assert_same(vectors, embedding_head(plain)(batch)(), f"attempt {attempt}")
         if attempt % 3 == 0:
             assert_same(vectors, vectors_of_ids(folder, texts_of(batch)), "Qwen3Model")
+    assert capture.num_replays == 4
+
+
+def test_a_reranker_runs_by_graph_too(plain):
+    """The scores of a replay are those of a forward, whatever prefix a query has."""
+    rng = random.Random(9)
+    answers = torch.randn(2, MINI["hidden_size"], generator=torch.Generator().manual_seed(9))
+    head, capture = graphed(plain)
+    scored = reranking_head(head._model, answers, capture)
+    for prefix in ((), range(40), range(5, 50), range(40)):
+        batch = random_batch(rng, 4, 20, prefix)
+        scores = scored(batch)()
+        assert scores.shape == (4, 1)
+        assert scores.std() > 1e-3
+        assert_same(scores, reranking_head(plain, answers)(batch)(), f"{len(prefix)} tokens before")
     assert capture.num_replays == 4
 
 
@@ -178,7 +201,7 @@ def test_one_graph_serves_batches_of_other_lengths(plain):
     for _ in range(30):
         batch = random_batch(rng, rng.randint(1, 10), 12)
         buckets.add(choose_bucket(batch))
-        assert_same(head(batch)(), EmbeddingHead(plain)(batch)(), f"{batch.lengths}")
+        assert_same(head(batch)(), embedding_head(plain)(batch)(), f"{batch.lengths}")
     assert head.graphs is not None
     assert head.graphs.num_captured == len(buckets) < 8
     assert capture.num_replays == 30
@@ -194,7 +217,7 @@ def test_a_graph_reads_the_prefix_of_its_batch(plain):
     prefixes = [tuple(range(10 * i, 10 * i + length)) for i, length in enumerate((18, 18, 20, 24))]
     for turn in (0, 1, 0, 2, 2, 3, 1, 0, 3, 2):
         batch = random_batch(rng, 2, 6, prefixes[turn])
-        assert_same(head(batch)(), EmbeddingHead(plain)(batch)(), f"instruction {turn}")
+        assert_same(head(batch)(), embedding_head(plain)(batch)(), f"instruction {turn}")
     assert head.graphs is not None
     assert head.graphs.num_captured == 1, "they did not share a graph, so this proves little"
 
@@ -204,7 +227,7 @@ def test_more_instructions_than_are_kept(plain):
     head, _ = graphed(plain)
     for turn in [*range(40), *range(40)]:
         batch = PackedBatch.pack([np.array([1, 2, 3], np.int32)], tuple(range(turn, turn + 18)))
-        assert_same(head(batch)(), EmbeddingHead(plain)(batch)(), f"instruction {turn}")
+        assert_same(head(batch)(), embedding_head(plain)(batch)(), f"instruction {turn}")
 
 
 def test_what_an_earlier_batch_left_does_not_reach_the_next(plain):
@@ -218,7 +241,7 @@ def test_what_an_earlier_batch_left_does_not_reach_the_next(plain):
         after = head(alone)()
         fresh, _ = graphed(plain)
         assert (after == fresh(alone)()).all()
-        assert_same(after, EmbeddingHead(plain)(alone)(), "alone")
+        assert_same(after, embedding_head(plain)(alone)(), "alone")
 
 
 def test_no_row_of_a_bucket_is_computed_from_nothing(plain):
@@ -244,16 +267,16 @@ def test_two_results_do_not_share_memory(plain):
     batches = [random_batch(rng, 2, 6) for _ in range(3)]
     waits = [head(batch) for batch in batches]
     for wait, batch in zip(waits, batches, strict=True):
-        assert_same(wait(), EmbeddingHead(plain)(batch)(), "in flight together")
+        assert_same(wait(), embedding_head(plain)(batch)(), "in flight together")
 
 
 def test_a_batch_beyond_the_largest_bucket_runs_without_a_graph(plain):
     """More tokens than any bucket holds are run as they are, with the same result."""
     rng = random.Random(8)
-    head = EmbeddingHead(plain, TapeCapture())
+    head = embedding_head(plain, TapeCapture())
     batch = random_batch(rng, 40, 120)
     assert batch.num_tokens > 2048
-    assert_same(head(batch)(), EmbeddingHead(plain)(batch)(), "eager")
+    assert_same(head(batch)(), embedding_head(plain)(batch)(), "eager")
     assert head.graphs is not None
     assert head.graphs.num_captured == 0
 
@@ -264,12 +287,12 @@ def test_a_failed_capture_switches_graphs_off(plain, caplog):
     def refuse(forward: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    head = EmbeddingHead(plain, refuse)
+    head = embedding_head(plain, refuse)
     rng = random.Random(9)
     with caplog.at_level(logging.WARNING):
         for num_texts in (1, 4, 9):
             batch = random_batch(rng, num_texts, 12)
-            assert_same(head(batch)(), EmbeddingHead(plain)(batch)(), "eager")
+            assert_same(head(batch)(), embedding_head(plain)(batch)(), "eager")
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 1
     assert "not permitted when stream is capturing" in warnings[0]
@@ -277,7 +300,7 @@ def test_a_failed_capture_switches_graphs_off(plain, caplog):
 
 def test_the_number_of_graphs_is_limited(plain):
     """However many shapes occur, MAX_GRAPHS are kept; a dropped one is captured again."""
-    head = EmbeddingHead(plain, lambda forward: forward)  # captures nothing, so is quick
+    head = embedding_head(plain, lambda forward: forward)  # captures nothing, so is quick
     assert head.graphs is not None
     shapes = list(itertools.product((1, 20, 40, 100, 200, 300), PREFIX_ROOMS))
     for length, num_prefix in shapes:
@@ -338,7 +361,7 @@ def test_cuda_graphs_equal_the_forward_without_them(folder, dtype):
             for num_texts, longest, prefix in BATCHES.values():
                 batch = random_batch(rng, num_texts, longest, prefix)
                 by_graph = head(batch)()
-                without = EmbeddingHead(head._model)(batch)()
+                without = embedding_head(head._model)(batch)()
                 cosine = (by_graph * without).sum(1).min()
                 assert cosine > (0.9999 if dtype == "float32" else 0.999), f"{batch.lengths}"
         assert head.graphs.num_captured > 0
@@ -358,3 +381,24 @@ def test_cuda_queries_from_many_threads_equal_those_alone(folder):
             rows = list(callers.map(lambda query: encoder.encode_queries([query])[0], queries))
     cosine = (alone * np.stack(rows)).sum(1).min()
     assert cosine > 0.999, f"worst cosine {cosine}"
+
+
+def test_a_head_that_is_gone_leaves_nothing(plain: Qwen3Model) -> None:
+    """Without Python's collector of cycles the model goes with its head, graphs and all."""
+
+    def capture(forward: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        output = forward()
+        return lambda: output  # as a CUDA graph: what it reads and writes, not what was captured
+
+    model = copy.copy(plain)
+    head = embedding_head(model, capture)
+    head(random_batch(random.Random(1), 2, 5))()
+    assert head.graphs is not None
+    assert head.graphs.num_captured == 1
+    held = weakref.ref(model)
+    gc.disable()
+    try:
+        del head, model
+        assert held() is None
+    finally:
+        gc.enable()

@@ -14,11 +14,14 @@ from torch.utils._pytree import tree_flatten
 
 from qwen3_embedding_integrations import ConfigError, EncoderConfig, Qwen3Encoder
 from qwen3_embedding_integrations.core.checkpoint import Architecture, read_architecture
+from qwen3_embedding_integrations.core.layout import PREFIX_ROOMS
 from qwen3_embedding_integrations.core.loading import load_model
 from qwen3_embedding_integrations.core.memory import (
+    KEPT_PREFIX_TOKENS,
     bytes_per_token,
     check_weights,
     find_room,
+    prefix_bytes_per_token,
     weight_bytes,
 )
 from qwen3_embedding_integrations.core.model import Qwen3Model
@@ -103,13 +106,29 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_estimate_holds_what_a_forward_holds(tmp_path, shape, dtype, num_prefix):
     """Bytes a token by arithmetic are no less than measured, and at most 1.6 times as many."""
-    heads = {"num_key_value_heads": 2, "head_dim": 64, "num_hidden_layers": 3}
+    heads = {"num_key_value_heads": 2, "head_dim": 64, "num_hidden_layers": 3, "vocab_size": 2000}
     folder = write_checkpoint(tmp_path / "shape", SHAPE_SMALL | heads | shape)
     few, many = (held_bytes(folder, dtype, n, num_prefix) for n in (512, 1536))
     measured = (many - few) / 1024  # without what does not grow with the tokens
     estimate = bytes_per_token(read_architecture(folder), dtype.itemsize)
     ratio = estimate / measured
     assert 1 <= ratio <= 1.6, f"estimated {estimate}, measured {measured:.0f}: {ratio:.2f} times"
+
+
+def test_kept_prefixes_stay_within_what_is_reserved(tmp_path):
+    """However long the instructions are, a model keeps no more of them than is reserved for.
+
+    As many bytes as by arithmetic, and graphs have room for no more of them than that again.
+    """
+    model = native_model(write_checkpoint(tmp_path / "prefixes", SHAPE_SMALL), torch.bfloat16)
+    per_token = prefix_bytes_per_token(model.architecture, 2)
+    for i in range(40):
+        prefix = model.prefix(tuple(range(i, i + 3 + 13 * i)))
+        assert prefix.nbytes == per_token * (3 + 13 * i)
+        assert model.num_kept_tokens <= KEPT_PREFIX_TOKENS
+    kept = sum(one.nbytes for one in model._prefixes.values())
+    assert KEPT_PREFIX_TOKENS // 2 < kept / per_token <= KEPT_PREFIX_TOKENS
+    assert sum(PREFIX_ROOMS) <= KEPT_PREFIX_TOKENS
 
 
 def test_the_weights_are_what_is_loaded(tmp_path):
@@ -150,8 +169,8 @@ def test_a_large_card_runs_every_size_at_full_length():
 
 
 def test_a_length_that_cannot_fit_is_refused_with_the_numbers():
-    """4B on 9 GB: the error names the length, both sizes, the device and a length that fits."""
-    free = int(8.9e9) - weight_bytes(SIZES["4B"], 2)
+    """4B on 9.2 GB: the error names the length, both sizes, the device and a length that fits."""
+    free = int(9.2e9) - weight_bytes(SIZES["4B"], 2)
     room = find_room(SIZES["4B"], 2, device="cuda:1", free_bytes=free)
     with pytest.raises(ConfigError) as caught:
         room.check_length(8192)

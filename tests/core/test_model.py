@@ -20,8 +20,9 @@ from qwen3_embedding_integrations.core import kernels
 from qwen3_embedding_integrations.core.attention import choose_attention
 from qwen3_embedding_integrations.core.checkpoint import read_architecture
 from qwen3_embedding_integrations.core.dense import Dense
-from qwen3_embedding_integrations.core.heads import EmbeddingHead
-from qwen3_embedding_integrations.core.model import MAX_KEPT_TOKENS, MAX_PREFIXES, Qwen3Model
+from qwen3_embedding_integrations.core.heads import embedding_head
+from qwen3_embedding_integrations.core.memory import KEPT_PREFIX_TOKENS
+from qwen3_embedding_integrations.core.model import MAX_PREFIXES, Qwen3Model
 from qwen3_embedding_integrations.core.packing import PackedBatch
 from qwen3_embedding_integrations.core.prompts import WEB_SEARCH, format_queries, query_prompt
 from qwen3_embedding_integrations.core.tokenizer import Tokenizer
@@ -75,7 +76,7 @@ def native_model(
 def native_vectors(folder: Path, texts: list[str], dtype: torch.dtype) -> np.ndarray:
     """Return the vectors of a forward computed in `dtype` throughout, all texts packed."""
     batch = PackedBatch.pack(Tokenizer(folder).encode(texts))
-    return EmbeddingHead(native_model(folder, dtype))(batch)()
+    return embedding_head(native_model(folder, dtype))(batch)()
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +174,12 @@ def test_long_prefixes_do_not_fill_the_memory(mini):
     for prefix in prefixes:
         before = model.computed.num_tokens
         together = model(PackedBatch.pack([own], prefix))
-        assert model.computed.num_tokens - before == len(prefix) + 7
+        assert model.computed.num_tokens - before == len(prefix)
         whole = model(PackedBatch.pack([np.array([*prefix, *own], np.int32)]))
         assert (together - whole).abs().max() < 1e-4
         lengths = [len(ids) for ids in model._prefixes]
         assert lengths[-1] == len(prefix)
-        assert sum(lengths) <= MAX_KEPT_TOKENS or len(lengths) == 1, lengths
+        assert sum(lengths) <= KEPT_PREFIX_TOKENS or len(lengths) == 1, lengths
     assert [len(ids) for ids in model._prefixes] == [5]
 
 
@@ -221,7 +222,7 @@ def test_pruned_equals_unpruned(mini):
     )
     for prefix_ids in ((), prompt.prefix_ids):
         batch = PackedBatch.pack(ids, prefix_ids)
-        ours, expected = (EmbeddingHead(model)(batch)() for model in (pruned, unpruned))
+        ours, expected = (embedding_head(model)(batch)() for model in (pruned, unpruned))
         assert_close(ours, expected, f"pruned, prefix of {len(prefix_ids)}")
 
 
@@ -242,7 +243,7 @@ def test_the_fused_kernels_equal_transformers(mini):
     queries = [mixed_text(rng, n) for n in (1, 9, 40)]
     tokenizer = Tokenizer(mini)
     prompt = tokenizer.prompt(query_prompt(WEB_SEARCH))
-    model = EmbeddingHead(native_model(mini, torch.float32, triton_kernels))
+    model = embedding_head(native_model(mini, torch.float32, triton_kernels))
     alone = model(PackedBatch.pack(tokenizer.encode(queries)))()
     assert_close(alone, reference_vectors(mini, queries), "no instruction")
     tails = tokenizer.encode([prompt.tail + query for query in queries])
@@ -285,7 +286,7 @@ def test_bfloat16_is_as_near_as_transformers(small_checkpoint, texts, expected):
 
 def test_bfloat16_packed_equals_alone(small_checkpoint, texts):
     """In bfloat16 a text's vector hardly depends on what it shares a forward with."""
-    model = EmbeddingHead(native_model(small_checkpoint, torch.bfloat16))
+    model = embedding_head(native_model(small_checkpoint, torch.bfloat16))
     ids = Tokenizer(small_checkpoint).encode(texts[:24])
     packed = model(PackedBatch.pack(ids))()
     alone = np.concatenate([model(PackedBatch.pack([one]))() for one in ids])
@@ -328,7 +329,7 @@ def test_float16_overflow_names_the_dtype_to_use(tmp_path):
     """A forward that overflows float16 says to use bfloat16 or float32."""
     folder = broken_checkpoint(tmp_path / "huge", "layers.1.post_attention_layernorm.weight", 6e4)
     batch = PackedBatch.pack(Tokenizer(folder).encode(["one"]))
-    wait = EmbeddingHead(native_model(folder, torch.float16))(batch)
+    wait = embedding_head(native_model(folder, torch.float16))(batch)
     with pytest.raises(NonFiniteOutputError, match='float16; use dtype="bfloat16", or "float32"'):
         wait()
 

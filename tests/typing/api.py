@@ -25,10 +25,13 @@ from qwen3_embedding_integrations import (
     EmbeddingContract,
     Encoder,
     EncoderConfig,
+    EncoderReranker,
     EncoderStats,
     EngineClosedError,
     EngineError,
+    Hit,
     InputError,
+    KeywordIndex,
     MissingDependencyError,
     ModelError,
     ModelLoadError,
@@ -36,8 +39,11 @@ from qwen3_embedding_integrations import (
     Qwen3EmbeddingError,
     Qwen3Encoder,
     Qwen3Reranker,
+    Qwen3Retriever,
     RankedDocument,
+    Reranker,
     RerankerConfig,
+    SearchStore,
     TextTooLongError,
     shared_encoder,
     shared_reranker,
@@ -226,3 +232,16 @@ def what_the_checker_refuses(encoder: Qwen3Encoder) -> None:
     Qwen3EmbeddingFunction(encoder=encoder)  # pyright: ignore[reportCallIssue]
     Qwen3Embeddings("tiny", on_empty="skip")  # pyright: ignore[reportArgumentType]
     Qwen3Collection(":memory:")  # pyright: ignore[reportCallIssue]
+
+
+async def a_retriever(store: SearchStore, encoder: Encoder, reranker: Reranker) -> None:
+    with KeywordIndex("keywords.db") as keywords:
+        keywords.write(["1"], ["a text"])
+        assert_type(keywords.search("a", 5, offset=5), list[tuple[str, float]])
+        assert_type(keywords.is_current(["1"], ["a text"]), list[bool])
+        retriever = Qwen3Retriever(store, encoder, keywords=keywords, reranker=reranker)
+        assert_type(retriever.search("a", limit=5, where={"year": [2020]}), list[Hit])
+        assert_type(await retriever.asearch("a", instruction="Find the law"), list[Hit])
+    Qwen3Retriever(store, encoder, reranker=encoder, fusion="ranks", dense_weight=0.5)
+    Qwen3Retriever(store, encoder, reranker=EncoderReranker(encoder))
+    Qwen3Retriever(store, encoder, fusion="best")  # pyright: ignore[reportArgumentType]

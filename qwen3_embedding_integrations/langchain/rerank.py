@@ -1,4 +1,4 @@
-"""The LangChain door: Qwen3Embeddings, Qwen3Rerank, Qwen3CrossEncoder."""
+"""Qwen3Rerank and Qwen3CrossEncoder: Qwen3-Reranker as LangChain's compressor and cross-encoder."""
 
 from __future__ import annotations
 
@@ -6,84 +6,17 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from .contract import Encoder
-from .core.config import (
-    DEFAULT_MODEL,
-    DEFAULT_RERANKER,
-    EncoderConfig,
-    EncoderOptions,
-    RerankerConfig,
-    RerankerOptions,
-)
-from .errors import ConfigError, MissingDependencyError
-from .reranker import Qwen3Reranker, RankedDocument, check_top_n
-from .sharing import shared_encoder, shared_reranker
+from langchain_core.cross_encoders import BaseCrossEncoder
+from langchain_core.documents import BaseDocumentCompressor, Document
+from pydantic import PrivateAttr
 
-try:
-    from langchain_core.cross_encoders import BaseCrossEncoder
-    from langchain_core.documents import BaseDocumentCompressor, Document
-    from langchain_core.embeddings import Embeddings
-    from pydantic import PrivateAttr
-except ImportError as error:
-    raise MissingDependencyError("langchain-core", extra="langchain", reason=error) from error
+from ..core.config import DEFAULT_RERANKER, RerankerConfig, RerankerOptions
+from ..errors import ConfigError
+from ..reranker import Qwen3Reranker, RankedDocument, check_top_n
+from ..sharing import shared_reranker
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import Callbacks
-
-
-class Qwen3Embeddings(Embeddings):
-    """Qwen3-Embedding for LangChain: documents bare, queries behind the instruction.
-
-    Takes every option of `EncoderConfig` by name, or a ready `encoder`. The model loads with the
-    first text and is shared by all that ask for the same one in this process; concurrent calls,
-    from threads or coroutines, run together on the device.
-
-    >>> from qwen3_embedding_integrations.langchain import Qwen3Embeddings
-    >>> embeddings = Qwen3Embeddings("tiny", dimensions=128)
-    >>> len(embeddings.embed_query("How do I reset my password?"))
-    128
-    """
-
-    def __init__(
-        self,
-        model: str | None = None,
-        *,
-        encoder: Encoder | None = None,
-        **options: Unpack[EncoderOptions],
-    ) -> None:
-        if encoder is not None and (options or model):
-            raise ConfigError("give either encoder or options, not both")
-        self._given = encoder
-        self._config = EncoderConfig.from_options(model or DEFAULT_MODEL, **options)
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder given, or this process's for these options, loaded on first use."""
-        return self._given or shared_encoder(self._config)
-
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Return one unit vector per text, in order."""
-        return self.encoder.encode_documents(texts).tolist()
-
-    def embed_query(self, text: str) -> list[float]:
-        """Return the query's unit vector."""
-        return self.encoder.encode_queries([text])[0].tolist()
-
-    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Return what `embed_documents` returns, without blocking the event loop."""
-        encoder = await self._aencoder()
-        return (await encoder.aencode_documents(texts)).tolist()
-
-    async def aembed_query(self, text: str) -> list[float]:
-        """Return what `embed_query` returns, without blocking the event loop."""
-        encoder = await self._aencoder()
-        return (await encoder.aencode_queries([text]))[0].tolist()
-
-    async def _aencoder(self) -> Encoder:
-        return self._given or await asyncio.to_thread(shared_encoder, self._config)
-
-    def __repr__(self) -> str:
-        return f"Qwen3Embeddings({self._given or self._config!r})"
 
 
 class Qwen3Rerank(BaseDocumentCompressor):

@@ -21,6 +21,16 @@ logger = logging.getLogger(__name__)
 
 API_KEYS = "QWEN3_EMBEDDING_API_KEYS"
 MAX_QUEUE_TOKENS = 1_000_000
+# What OpenMP and oneDNN read when torch loads them; what the user has set stays.
+LIBRARY_SETTINGS = {
+    # Threads that spin at barriers take the cores that the event loop needs: on two busy cores a
+    # query then takes ten times as long.
+    "OMP_WAIT_POLICY": "passive",
+    # What was made for each of the last 1,024 shapes is kept, and every batch has another: with
+    # `tiny` half a GB, for nothing.
+    "LRU_CACHE_CAPACITY": "128",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+}
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 ModelOption = Annotated[
@@ -158,9 +168,8 @@ def run(
     served: list[ServedModel], config: ServerConfig, *, host: str, port: int, drain_s: int
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises what the first load of a model raises."""
-    # Before torch loads OpenMP: its threads, spinning at barriers, take the cores that the event
-    # loop needs; on two busy cores a query then takes ten times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for name, value in LIBRARY_SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         import uvicorn
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ModelLoadError,
         NonFiniteOutputError,
         Qwen3EmbeddingError,
+        RemoteError,
         StoreError,
         TextTooLongError,
     )
@@ -54,6 +55,7 @@ __all__ = [
     "QuantizedModel",
     "Qwen3EmbeddingError",
     "Qwen3Encoder",
+    "RemoteError",
     "StoreError",
     "TextTooLongError",
     "index_documents",

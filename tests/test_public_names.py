@@ -38,6 +38,7 @@ DOCUMENTED = {
     "ModelError",
     "ModelLoadError",
     "NonFiniteOutputError",
+    "RemoteError",
     "StoreError",
     "TextTooLongError",
     "index_documents",

@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .contract import EmbeddingContract, Encoder
+    from .contract import EmbeddingContract, Encoder, EncoderStats
     from .core.config import EncoderConfig
-    from .encoder import EncoderStats, Qwen3Encoder
+    from .encoder import Qwen3Encoder
     from .errors import (
         ConfigError,
         ContractMismatchError,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from .indexing import IndexReport, index_documents
     from .quantize import QuantizedModel, quantize_model
+    from .remote import RemoteEncoder
     from .sharing import shared_encoder
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "QuantizedModel",
     "Qwen3EmbeddingError",
     "Qwen3Encoder",
+    "RemoteEncoder",
     "RemoteError",
     "StoreError",
     "TextTooLongError",
@@ -67,10 +69,11 @@ _HOMES = {
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
-    "EncoderStats": "encoder",
+    "EncoderStats": "contract",
     "IndexReport": "indexing",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
+    "RemoteEncoder": "remote",
     "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",

@@ -38,6 +38,7 @@ DOCUMENTED = {
     "ModelError",
     "ModelLoadError",
     "NonFiniteOutputError",
+    "RemoteEncoder",
     "RemoteError",
     "StoreError",
     "TextTooLongError",

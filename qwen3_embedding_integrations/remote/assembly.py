@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..core.config import EncoderConfig
-from ..core.inputs import MAX_NAMED
+from ..core.texts import MAX_NAMED
 from ..errors import ConfigError, InputError, NonFiniteOutputError, RemoteError
 from .answers import Answer, Vectors
 

@@ -21,9 +21,9 @@ from ..core.config import (
     check_range,
     split_urls,
 )
-from ..core.inputs import InputRules, check_texts
 from ..core.prompts import END_TOKEN, query_prompt
 from ..core.streaming import WINDOW, stream_windows
+from ..core.texts import InputRules, check_texts
 from ..errors import ConfigError, RemoteError
 from ..progress import watch
 from .answers import Answer, Vectors

@@ -101,6 +101,7 @@ class ServerClient:
             attempts=None if self._retry_s else 1,
             timeout=self._retry_s or None,
             wait_max=MAX_WAIT_S,
+            wait_jitter=0.5,
         ):
             with attempt:
                 return self._ask(body, len(rows))

@@ -47,6 +47,11 @@ class Qwen3Encoder:
         from .core.loading import load_model
 
         config = EncoderConfig.of(config)
+        if config.base_url is not None:
+            raise ConfigError(
+                f"base_url is {config.base_url!r}, and Qwen3Encoder computes here; use "
+                "RemoteEncoder, or shared_encoder(config)"
+            )
         loaded = load_model(config.engine)
         try:
             self._init(config, loaded)

@@ -24,6 +24,7 @@ TOO_LONG = re.compile(
     r"longer than the maximum|at most \d+ characters|max(imum)? context|too many tokens",
     re.IGNORECASE,
 )
+NOT_FINITE = re.compile(r"\bNaN\b|\bInf\b")  # Ollama 0.12 and later, for a vector that has them
 
 
 class Answer(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.config import split_urls
 from ..errors import ConfigError, MissingDependencyError, RemoteError
-from .answers import TOO_LONG, Answer, parse_answer, server_message
+from .answers import NOT_FINITE, TOO_LONG, Answer, parse_answer, server_message
 
 if TYPE_CHECKING:
     import httpx
@@ -181,9 +181,14 @@ class ServerClient:
 
 def is_passing(error: RemoteError) -> bool:
     """Whether the same request may be answered later."""
-    if error.status == 500 and TOO_LONG.search(str(error)):  # llama.cpp's status for it
+    if error.status == 500 and is_of_a_text(error):  # llama.cpp's status for a text too long
         return False
     return error.status is None or error.status in PASSING
+
+
+def is_of_a_text(error: RemoteError) -> bool:
+    """Whether a server says that a text is too long, or that its vector is not finite."""
+    return bool(TOO_LONG.search(str(error)) or NOT_FINITE.search(str(error)))
 
 
 def find_key(api_key: str | None, api_key_env: str | None) -> str:

@@ -16,9 +16,10 @@ MAX_BATCH_BYTES = 900_000  # nginx takes a megabyte unless told otherwise, TEI t
 
 # How servers say how many texts they take: TEI 1.9 ("batch size 60 > maximum allowed batch size
 # 32"), pydantic in Infinity 0.0.78 ("List should have at most 2048 items after validation"), OpenAI
-# ("Expected an array with maximum length 2048").
+# ("Expected an array with maximum length 2048"), our own ("give 1 to 2048 in a request").
 MOST_TEXTS = re.compile(
-    r"(?:maximum allowed batch size|at most|maximum length) (\d+)\b(?! *(?:char|token|byte))",
+    r"(?:maximum allowed batch size|at most|maximum length|give 1 to) (\d+)\b"
+    r"(?! *(?:char|token|byte))",
     re.IGNORECASE,
 )
 

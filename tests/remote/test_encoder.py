@@ -34,6 +34,7 @@ from tests.remote.servers import (
     TEI,
     VLLM,
     Infinity,
+    Ours,
     Reply,
     Request,
     Server,
@@ -164,7 +165,7 @@ def test_texts_are_judged_as_the_local_encoder_judges_them(tiny: Qwen3Encoder) -
 # --- limits --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [TEI, Infinity])
+@pytest.mark.parametrize("kind", [TEI, Infinity, Ours])
 def test_how_many_texts_a_server_takes_is_learnt(kind: Any, tiny: Qwen3Encoder) -> None:
     """The first refusal says how many; no later request has more, and no vector is lost."""
     documents = [f"{DOCUMENTS[i % 4]} {i}" for i in range(70)]
@@ -232,6 +233,7 @@ def test_a_text_that_a_server_cannot_encode_is_found(status: int) -> None:
         (VLLM, {"max_model_len": 50}),
         (SGLang, {"context_length": 50}),
         (TEI, {"max_input_length": 50, "auto_truncate": False}),
+        (Ours, {"max_tokens": 50}),
     ],
 )
 def test_a_text_that_a_server_refuses_is_named(kind: Any, limit: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ TOO_LONG = re.compile(
     r"\d+ tokens, (max_length is )?\d+",
     re.IGNORECASE,
 )
+BLANK = re.compile(r"cannot be empty")  # SGLang 0.5, of a text that is blank
 NOT_FINITE = re.compile(r"\bNaN\b|\bInf\b")  # Ollama (server/routes.go), of a vector that has them
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import InputError, NonFiniteOutputError, RemoteError
-from .answers import NOT_FINITE, TOO_LONG, Answer
+from .answers import BLANK, NOT_FINITE, TOO_LONG, Answer
 from .client import ServerClient, is_of_a_text
 
 REFUSALS = {400, 413, 422}  # statuses of a request that may pass in parts
@@ -112,6 +112,10 @@ def _blame(error: RemoteError, name: str, index: int) -> None:
             f"{name} is longer than the server takes ({error}); shorten it, or let the server "
             "read more",
             index=index,
+        ) from error
+    if BLANK.search(str(error)):
+        raise InputError(
+            f"the server takes no blank text: {name} ({error})", index=index
         ) from error
     if NOT_FINITE.search(str(error)):
         raise NonFiniteOutputError(

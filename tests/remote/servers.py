@@ -29,6 +29,9 @@ class Reply(NamedTuple):
     headers: dict[str, str] = {}  # noqa: RUF012
 
 
+HANG_UP = Reply(0, "")  # the connection is closed without an answer
+
+
 class Request(NamedTuple):
     path: str
     headers: dict[str, str]
@@ -300,6 +303,9 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             reply = server.handle(Request(self.path, dict(self.headers), body))
+            if reply == HANG_UP:
+                self.close_connection = True
+                return
             is_text = isinstance(reply.body, str)
             content = (reply.body if is_text else json.dumps(reply.body)).encode()
             self.send_response(reply.status)

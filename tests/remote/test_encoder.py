@@ -160,6 +160,10 @@ def test_texts_are_judged_as_the_local_encoder_judges_them(tiny: Qwen3Encoder) -
         with remote(server, on_empty="embed") as lenient:
             lenient.encode_documents(["", "a"])
         assert server.take()[0].input == ["", "a"]
+    with serving(SGLang) as server, remote(server, on_empty="embed") as lenient:
+        with pytest.raises(InputError, match=r"no blank text: documents\[1\]") as caught:
+            lenient.encode_documents(["a", " "])
+        assert caught.value.index == 1
 
 
 # --- limits --------------------------------------------------------------------------------------

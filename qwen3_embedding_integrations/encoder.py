@@ -8,25 +8,38 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .contract import EmbeddingContract, EncoderStats
-from .core.config import MAX_LENGTH, MIN_DIMENSIONS, EncoderConfig, check_instruction
+from .core.config import (
+    EncoderConfig,
+    check_instruction,
+    fit_dimensions,
+    fit_length,
+)
 from .core.prompts import query_prompt
 from .core.streaming import WINDOW, stream_windows
-from .errors import ConfigError
+from .errors import ConfigError, InputError
 from .waiting import aresults_of, results_of, submit_in_thread
 
 if TYPE_CHECKING:
-    from .core.calls import Call
-    from .core.inputs import Inputs
+    from .core.calls import Call, EngineCounts
+    from .core.inputs import InputRules, Inputs
     from .core.loading import LoadedModel
     from .core.tokenizer import Tokenizer
 
 Vectors = npt.NDArray[np.float32]
+
+
+class Encoded(NamedTuple):
+    """The vectors of a call, (N, dimensions) float32, and what the model read for them."""
+
+    vectors: Vectors
+    num_tokens: int  # instructions and end tokens included
+    num_truncated: int  # texts
 
 
 class Qwen3Encoder:
@@ -71,23 +84,12 @@ class Qwen3Encoder:
     def _init(self, config: EncoderConfig, loaded: LoadedModel[Tokenizer]) -> None:
         from .core.inputs import InputRules
 
-        positions = loaded.architecture.max_positions
-        if config.max_length > positions and config.max_length != MAX_LENGTH:
-            raise ConfigError(
-                f"max_length is {config.max_length}, {config.model} reads {positions} tokens at "
-                "most; lower max_length"
-            )
+        max_length = fit_length(config, loaded.architecture.max_positions)
         width = loaded.architecture.hidden_size
-        if config.dimensions is not None and config.dimensions > width:
-            raise ConfigError(
-                f"dimensions is {config.dimensions}, {config.model} makes {width}; choose a number "
-                f"from {MIN_DIMENSIONS} to {width}, or None"
-            )
-        max_length = min(config.max_length, positions)
         for room in loaded.rooms:  # now, not after hours, at the first text so long
             room.check_length(max_length)
         self.config = config
-        self.dimensions = config.dimensions or width
+        self.dimensions = fit_dimensions(config, width)
         self.model_dimensions = width
         self.max_length = max_length
         self._loaded = loaded
@@ -126,12 +128,39 @@ class Qwen3Encoder:
         self, queries: Sequence[str], *, instruction: str | None = None
     ) -> Vectors:
         """Return what `encode_queries` returns, without blocking the event loop."""
-        prompt = self._prompt(instruction)
-        return await self._aresult(queries, "queries", prompt)
+        encoded = await self.aencode_counted(queries, "queries", instruction=instruction)
+        return encoded.vectors
 
     async def aencode_documents(self, documents: Sequence[str]) -> Vectors:
         """Return what `encode_documents` returns, without blocking the event loop."""
-        return await self._aresult(documents, "documents")
+        return (await self.aencode_counted(documents, "documents")).vectors
+
+    async def aencode_token_ids(self, token_ids: Sequence[Sequence[int]]) -> Vectors:
+        """Return one unit vector per list of token ids, (N, dimensions) float32.
+
+        They are read as they stand, like a document; the end token is appended where it is
+        missing. Raises InputError for ids that this model's tokenizer does not make.
+        """
+        return (await self.aencode_counted(token_ids, "token_ids")).vectors
+
+    async def aencode_counted(
+        self,
+        texts: Sequence[str] | Sequence[Sequence[int]],
+        word: Literal["queries", "documents", "token_ids"],
+        *,
+        instruction: str | None = None,
+        on_too_long: Literal["truncate", "error", "chunk_mean"] | None = None,
+        max_tokens: int | None = None,
+    ) -> Encoded:
+        """Return the vectors of queries, documents or token ids, with what the model read.
+
+        `on_too_long` stands for the config's; more than `max_tokens` in all are an InputError.
+        """
+        prompt = self._prompt(instruction) if word == "queries" else None
+        rules = self._rules.with_too_long(on_too_long, ("truncate", "error", "chunk_mean"))
+        job = await submit_in_thread(self._submit, texts, word, prompt, 0, rules, max_tokens)
+        vectors = self._pooled(job, await aresults_of(job))
+        return Encoded(vectors, job.inputs.num_tokens, job.inputs.num_truncated)
 
     def stream_documents(
         self, documents: Iterable[str], *, window: int = WINDOW
@@ -160,6 +189,10 @@ class Qwen3Encoder:
         with self._counts_lock:
             counts = self._num_texts, self._num_tokens, self._num_truncated
         return EncoderStats(*counts, engine.num_forwards, engine.num_retries)
+
+    def engine_counts(self) -> EngineCounts:
+        """Return what waits for the device now, and what its forwards have been so far."""
+        return self._loaded.engine.counts()
 
     @property
     def contract(self) -> EmbeddingContract:
@@ -225,13 +258,26 @@ class Qwen3Encoder:
         return query_prompt(self.config.instruction if instruction is None else instruction)
 
     def _submit(
-        self, texts: Sequence[str], word: str, prompt: str | None = None, first_index: int = 0
+        self,
+        texts: Sequence[Any],
+        word: str,
+        prompt: str | None = None,
+        first_index: int = 0,
+        rules: InputRules | None = None,
+        max_tokens: int | None = None,
     ) -> _Job:
-        from .core.inputs import prepare
+        from .core.inputs import prepare, prepare_ids
 
-        inputs = prepare(
-            self._loaded.tokenizer, texts, word, self._rules, prompt=prompt, first_index=first_index
-        )
+        tokenizer, rules = self._loaded.tokenizer, rules or self._rules
+        if word == "token_ids":
+            inputs = prepare_ids(tokenizer, texts, rules)
+        else:
+            inputs = prepare(tokenizer, texts, word, rules, prompt=prompt, first_index=first_index)
+        if max_tokens is not None and inputs.num_tokens > max_tokens:
+            raise InputError(
+                f"{word} have {inputs.num_tokens} tokens, {max_tokens} are allowed in one call; "
+                "divide them among several"
+            )
         # Parts of a text are averaged at the model's full width: a cut of the mean is then the
         # mean at fewer dimensions, as for any other text.
         width = self.dimensions if inputs.pieces is None else self.model_dimensions
@@ -244,10 +290,6 @@ class Qwen3Encoder:
 
     def _result(self, job: _Job, show_progress: bool | None = False) -> Vectors:
         return self._pooled(job, results_of(job, show_progress))
-
-    async def _aresult(self, *arguments: Any) -> Vectors:
-        job = await submit_in_thread(self._submit, *arguments)
-        return self._pooled(job, await aresults_of(job))
 
     def _pooled(self, job: _Job, vectors: Vectors) -> Vectors:
         if job.inputs.pieces is None:

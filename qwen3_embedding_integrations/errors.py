@@ -10,6 +10,7 @@ Qwen3EmbeddingError
     NonFiniteOutputError                 NaN or inf came out of the model
   EngineError(RuntimeError)
     DeviceOutOfMemoryError               one text alone does not fit             .num_tokens .device
+    QueueFullError                       more tokens wait than allowed           .num_waiting_tokens
     EngineClosedError                    closed before it could answer
   RemoteError(RuntimeError)              the server failed or answered wrongly   .url .status
   StoreError(RuntimeError)               a store cannot be reached or opened
@@ -101,6 +102,17 @@ class DeviceOutOfMemoryError(EngineError):
         )
         self.num_tokens = num_tokens
         self.device = device
+
+
+class QueueFullError(EngineError):
+    """So many tokens wait that a call is refused; `num_waiting_tokens` were waiting."""
+
+    def __init__(self, *, num_tokens: int, num_waiting_tokens: int, max_queue_tokens: int) -> None:
+        super().__init__(
+            f"a call of {num_tokens} tokens is refused: {num_waiting_tokens} wait already, "
+            f"max_queue_tokens is {max_queue_tokens}; try again in a moment, or raise it"
+        )
+        self.num_waiting_tokens = num_waiting_tokens
 
 
 class EngineClosedError(EngineError):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .core.config import MAX_LENGTH, RerankerConfig, check_instruction, check_range
-from .errors import ConfigError, InputError
+from .core.config import RerankerConfig, check_instruction, check_range, fit_length
+from .errors import InputError
 from .waiting import aresults_of, results_of, submit_in_thread
 
 if TYPE_CHECKING:
-    from .core.calls import Call
+    from .core.calls import Call, EngineCounts
+    from .core.inputs import InputRules
     from .core.loading import LoadedModel
     from .core.pairs import PairInputs, PairTokenizer
 
@@ -39,6 +40,14 @@ class RerankerStats(NamedTuple):
     truncated: int
     forwards: int
     retries: int
+
+
+class Scored(NamedTuple):
+    """The scores of a call, (N,) float32, and what was read for them."""
+
+    scores: Scores
+    num_tokens: int  # as if each pair had been read by itself
+    num_truncated: int  # documents
 
 
 class Qwen3Reranker:
@@ -76,13 +85,7 @@ class Qwen3Reranker:
     def _init(self, config: RerankerConfig, loaded: LoadedModel[PairTokenizer]) -> None:
         from .core.inputs import InputRules
 
-        positions = loaded.architecture.max_positions
-        if config.max_length > positions and config.max_length != MAX_LENGTH:
-            raise ConfigError(
-                f"max_length is {config.max_length}, {config.model} reads {positions} tokens at "
-                "most; lower max_length"
-            )
-        max_length = min(config.max_length, positions)
+        max_length = fit_length(config, loaded.architecture.max_positions)
         for room in loaded.rooms:  # now, not after hours, at the first text so long
             room.check_length(max_length)
         self.config = config
@@ -115,6 +118,25 @@ class Qwen3Reranker:
         """Return what `score` returns, without blocking the event loop."""
         job = await submit_in_thread(self._submit_query, query, documents, instruction)
         return job.inputs.restore(await aresults_of(job))
+
+    async def ascore_counted(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        on_too_long: Literal["truncate", "error"] | None = None,
+        max_tokens: int | None = None,
+    ) -> Scored:
+        """Return what `score` returns, with what was read for it.
+
+        `on_too_long` stands for the config's; more than `max_tokens` in all are an InputError.
+        """
+        rules = self._rules.with_too_long(on_too_long, ("truncate", "error"))
+        arguments = query, documents, instruction, rules, max_tokens
+        job = await submit_in_thread(self._submit_query, *arguments)
+        scores = job.inputs.restore(await aresults_of(job))
+        return Scored(scores, job.inputs.num_tokens, job.inputs.num_truncated)
 
     def score_pairs(
         self,
@@ -180,6 +202,10 @@ class Qwen3Reranker:
             loaded.engine.num_retries,
         )
 
+    def engine_counts(self) -> EngineCounts:
+        """Return what waits for the device now, and what its forwards have been so far."""
+        return self._loaded.engine.counts()
+
     @property
     def is_closed(self) -> bool:
         """Whether calls are refused: closed, or copied into another process by a fork."""
@@ -213,7 +239,14 @@ class Qwen3Reranker:
     def __repr__(self) -> str:
         return f"Qwen3Reranker({self.config.model!r}, {self._loaded.config.device!r})"
 
-    def _submit_query(self, query: str, documents: Sequence[str], instruction: str | None) -> _Job:
+    def _submit_query(
+        self,
+        query: str,
+        documents: Sequence[str],
+        instruction: str | None,
+        rules: InputRules | None = None,
+        max_tokens: int | None = None,
+    ) -> _Job:
         from .core.pairs import check_documents, check_query
 
         if not isinstance(query, str):
@@ -222,7 +255,8 @@ class Qwen3Reranker:
             )
         check_query(query)
         check_documents(documents)
-        return self._submit([query], np.zeros(len(documents), np.intp), documents, instruction)
+        query_of = np.zeros(len(documents), np.intp)
+        return self._submit([query], query_of, documents, instruction, rules, max_tokens)
 
     def _submit_pairs(self, pairs: Sequence[tuple[str, str]], instruction: str | None) -> _Job:
         from .core.pairs import check_documents, check_query
@@ -246,6 +280,8 @@ class Qwen3Reranker:
         query_of: npt.NDArray[np.intp],
         documents: Sequence[str],
         instruction: str | None,
+        rules: InputRules | None = None,
+        max_tokens: int | None = None,
     ) -> _Job:
         from .core.pairs import prepare_pairs
 
@@ -259,8 +295,13 @@ class Qwen3Reranker:
             query_of,
             documents,
             instruction=instruction,
-            rules=self._rules,
+            rules=rules or self._rules,
         )
+        if max_tokens is not None and inputs.num_tokens > max_tokens:
+            raise InputError(
+                f"the documents have {inputs.num_tokens} tokens with query and frame, "
+                f"{max_tokens} are allowed in one call; divide them among several"
+            )
         call = self._loaded.engine.submit_groups(inputs.groups)
         with self._counts_lock:
             self._num_pairs += len(documents)

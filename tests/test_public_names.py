@@ -49,6 +49,7 @@ DOCUMENTED = {
     "MissingDependencyError",
     "ModelError",
     "ModelLoadError",
+    "QueueFullError",
     "NonFiniteOutputError",
     "RemoteEncoder",
     "RemoteError",

@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from ..bench.command import bench
 from ..errors import Qwen3EmbeddingError
 from ..quantize import quantize
+from ..server.command import serve
 from .contract import contract_app
 from .index import index
 from .options import err
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, index, reindex, search, rerank, encode, quantize, bench):
+for verb in (demo, index, reindex, search, rerank, encode, serve, quantize, bench):
     app.command()(verb)
 app.add_typer(contract_app, name="contract")
 

@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EngineClosedError
+from ..errors import EngineClosedError, QueueFullError
 from .packing import PackedBatch
 
 Vectors = npt.NDArray[np.float32]
@@ -22,12 +23,26 @@ MAX_OVERTAKING_FORWARDS = 8  # after so many forwards of single calls, a waiting
 MAX_SKIPPED_SHARES = 64  # how far back the queue is searched for what still fits
 
 
+class EngineCounts(NamedTuple):
+    """What an engine has done since it was made, and what waits now."""
+
+    waiting_calls: int  # not answered yet, forwards under way among them
+    waiting_tokens: int
+    max_batch_tokens: int
+    forwards: int
+    retries: int  # forwards that failed and were run again in parts
+    out_of_memory: int  # forwards that found no room
+    tokens: int  # of all forwards, prefixes included
+    fills: tuple[int, ...]  # forwards that were at most 10 %, 20 %, … 100 % and more full
+
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Call:
     """One submitted call: where its vectors are written, and what is still missing."""
 
     vectors: Vectors  # (N, W)
     num_missing: int
+    num_waiting_tokens: int = 0  # of shares in the queue; guarded by its lock
     future: Future[Vectors] = field(default_factory=Future)
     _lock: threading.Lock = field(default_factory=threading.Lock)  # devices write side by side
 
@@ -75,8 +90,10 @@ class Waiting:
     A call that fits one forward goes before the shares of a bulk call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_queue_tokens: int | None = None) -> None:
         self.closed_because: str | None = None
+        self.num_tokens = 0  # of shares that wait and whose callers are there
+        self._max_queue_tokens = max_queue_tokens
         self._calls: deque[Share] = deque()  # calls that fit one forward
         self._bulk: deque[Share] = deque()  # shares of larger calls
         self._open_calls: weakref.WeakSet[Call] = weakref.WeakSet()  # whoever waits holds their own
@@ -85,17 +102,32 @@ class Waiting:
         self._wakeup = threading.Condition(threading.RLock())
 
     def add(self, call: Call, shares: Sequence[Share]) -> None:
-        """Queue a call's shares. Raises EngineClosedError."""
+        """Queue a call's shares. Raises EngineClosedError, QueueFullError."""
+        num_tokens = sum(share.batch.num_keys for share in shares)
         with self._wakeup:
             if self.closed_because is not None:
                 raise EngineClosedError(self.closed_because)
+            most = self._max_queue_tokens
+            if most is not None and 0 < self.num_tokens > most - num_tokens:
+                raise QueueFullError(
+                    num_tokens=num_tokens,
+                    num_waiting_tokens=self.num_tokens,
+                    max_queue_tokens=most,
+                )
             self._open_calls.add(call)
+            self._count(call, num_tokens)
             (self._calls if len(shares) == 1 else self._bulk).extend(shares)
             self._wakeup.notify(len(shares))
+        # A caller who leaves gives back the room at once, not when the queue reaches the shares.
+        held = weakref.ref(call)
+        call.future.add_done_callback(lambda _: self._forget(held()))
 
     def put_back(self, shares: Sequence[Share]) -> None:
         """Queue what a forward has failed, before all others."""
         with self._wakeup:
+            for share in shares:
+                if not share.call.future.done():
+                    self._count(share.call, share.batch.num_keys)
             self._calls.extendleft(reversed(shares))
             self._wakeup.notify(len(shares))
 
@@ -122,6 +154,8 @@ class Waiting:
                 lanes = [self._bulk, self._calls] if overtaken else [self._calls, self._bulk]
                 for lane in lanes:
                     if shares := _take(lane, max_tokens):
+                        for share in shares:
+                            self._count(share.call, -share.batch.num_keys)
                         overtakes = lane is self._calls and bool(self._bulk)
                         self._num_overtaking = self._num_overtaking + 1 if overtakes else 0
                         return shares
@@ -129,6 +163,21 @@ class Waiting:
                     return []
                 self._wakeup.wait()
             return None
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that are not answered yet, forwards under way among them."""
+        with self._wakeup:
+            return sum(not call.future.done() for call in self._open_calls)
+
+    def _count(self, call: Call, num_tokens: int) -> None:
+        call.num_waiting_tokens += num_tokens
+        self.num_tokens += num_tokens
+
+    def _forget(self, call: Call | None) -> None:
+        if call is not None:
+            with self._wakeup:
+                self._count(call, -call.num_waiting_tokens)
 
 
 def _take(lane: deque[Share], room: int) -> list[Share]:

@@ -21,7 +21,9 @@ TINY = "tiny"  # the small model this package carries, for trying and for tests
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 AttentionBackend = Literal["auto", "flash", "efficient", "sdpa"]
 Quantization = Literal["int8", "fp8"]
-MACHINE_OPTIONS = {"device", "attention", "max_batch_tokens", "local_files_only"}
+MACHINE_OPTIONS = {
+    "device", "attention", "max_batch_tokens", "max_queue_tokens", "local_files_only",
+}  # fmt: skip
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8", "fp8")
 ATTENTION_BACKENDS = ("auto", "flash", "efficient", "sdpa")
@@ -50,6 +52,9 @@ class EngineConfig:
     """"auto" takes the best the device has: "flash", "efficient" or "sdpa"."""
     max_batch_tokens: int | Literal["auto"] = "auto"
     """Tokens of one forward at most; one longer text still runs, alone."""
+    max_queue_tokens: int | None = None
+    """Tokens that may wait for the device; a call that would make them more is refused
+    (QueueFullError), unless nothing waits. None: no bound."""
     local_files_only: bool = False
     """Never ask the network for a hub model."""
 
@@ -71,6 +76,8 @@ class EngineConfig:
         check_choice("attention", self.attention, ATTENTION_BACKENDS)
         if self.max_batch_tokens != "auto":
             check_range("max_batch_tokens", self.max_batch_tokens, 1, 1_000_000)
+        if self.max_queue_tokens is not None:
+            check_range("max_queue_tokens", self.max_queue_tokens, 1, 1_000_000_000)
         check_type("local_files_only", self.local_files_only, bool)
 
     @classmethod
@@ -128,6 +135,7 @@ class EncoderOptions(RemoteOptions, total=False):
     device: str
     attention: AttentionBackend
     max_batch_tokens: int | Literal["auto"]
+    max_queue_tokens: int | None
     local_files_only: bool
     base_url: str | None
 
@@ -213,6 +221,7 @@ class RerankerOptions(TypedDict, total=False):
     quantization: Quantization | None
     attention: AttentionBackend
     max_batch_tokens: int | Literal["auto"]
+    max_queue_tokens: int | None
     local_files_only: bool
     instruction: str
     max_length: int
@@ -293,6 +302,29 @@ def split_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
                 "base_url: put the key into an environment variable and name it in api_key_env"
             )
     return urls
+
+
+def fit_length(config: EncoderConfig | RerankerConfig, max_positions: int) -> int:
+    """Return how many tokens of a text are read at most by a model with so many positions.
+
+    Raises ConfigError when more are asked for; the default is lowered.
+    """
+    if config.max_length > max_positions and config.max_length != MAX_LENGTH:
+        raise ConfigError(
+            f"max_length is {config.max_length}, {config.model} reads {max_positions} tokens at "
+            "most; lower max_length"
+        )
+    return min(config.max_length, max_positions)
+
+
+def fit_dimensions(config: EncoderConfig, width: int) -> int:
+    """Return the width of the vectors of a model so wide. Raises ConfigError."""
+    if config.dimensions is not None and config.dimensions > width:
+        raise ConfigError(
+            f"dimensions is {config.dimensions}, {config.model} makes {width}; choose a number "
+            f"from {MIN_DIMENSIONS} to {width}, or None"
+        )
+    return config.dimensions or width
 
 
 def check_instruction(instruction: object, *, has_bare_form: bool = True) -> None:

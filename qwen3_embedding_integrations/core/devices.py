@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -66,3 +67,19 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether bfloat16 products beat float32 ones on this processor.
+
+    True with AMX, and with AVX512-BF16 on AMD (twice float32's rate on Zen 4). Intel's AVX512-BF16
+    without AMX, as virtual machines often show it, multiplies bfloat16 at 0.6 of float32's rate
+    (oneDNN 3.12, torch 2.13).
+    """
+    # torch has no public word for a processor's abilities.
+    if torch.cpu._is_amx_tile_supported():  # pyright: ignore[reportPrivateUsage]
+        return True
+    if not torch.cpu._is_avx512_bf16_supported():  # pyright: ignore[reportPrivateUsage]
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")[:4096]

@@ -28,7 +28,7 @@ from ..errors import (
     Qwen3EmbeddingError,
 )
 from .batching import Group, pack_groups
-from .calls import Call, Share, Vectors, Waiting
+from .calls import Call, EngineCounts, Share, Vectors, Waiting
 from .packing import Int32Array, PackedBatch
 
 logger = logging.getLogger(__name__)
@@ -61,9 +61,11 @@ class _Flight:
 class Engine:
     """Runs each runner on a thread of its own for callers on any thread."""
 
-    def __init__(self, runners: Sequence[Runner], *, width: int) -> None:
+    def __init__(
+        self, runners: Sequence[Runner], *, width: int, max_queue_tokens: int | None = None
+    ) -> None:
         self.width = width
-        self._waiting = Waiting()
+        self._waiting = Waiting(max_queue_tokens)
         self._pid = os.getpid()
         self._workers = [_Worker(runner, self._waiting, self._left) for runner in runners]
         self._lock = threading.Lock()
@@ -79,7 +81,7 @@ class Engine:
 
         The call's future holds their results, (N, width) float32, in the order given;
         width 0 is the head's own.
-        Cancelling the future drops what has not run yet. Raises EngineClosedError.
+        Cancelling the future drops what has not run yet. Raises EngineClosedError, QueueFullError.
         """
         return self.submit_groups([(token_ids, prefix_ids)], width=width)
 
@@ -114,6 +116,21 @@ class Engine:
     def num_retries(self) -> int:
         """Forwards so far that failed and were run again in parts."""
         return sum(worker.num_retries for worker in self._workers)
+
+    def counts(self) -> EngineCounts:
+        """Return what has been done so far, of all devices, and what waits."""
+        workers = self._workers
+        fills = np.sum([worker.fills for worker in workers], axis=0, dtype=int)
+        return EngineCounts(
+            waiting_calls=self._waiting.num_calls,
+            waiting_tokens=self._waiting.num_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+            forwards=self.num_forwards,
+            retries=self.num_retries,
+            out_of_memory=sum(worker.num_out_of_memory for worker in workers),
+            tokens=sum(worker.num_tokens for worker in workers),
+            fills=tuple(fills.tolist()),
+        )
 
     @property
     def forwards_by_device(self) -> dict[str, int]:
@@ -156,6 +173,9 @@ class _Worker:
         self.max_batch_tokens = self._first_budget = runner.max_batch_tokens
         self.num_forwards = 0
         self.num_retries = 0
+        self.num_out_of_memory = 0
+        self.num_tokens = 0
+        self.fills = [0] * 10  # forwards by tenths of the budget
         self._launch = runner.launch
         self._probe = runner.probe
         self._max_in_flight = runner.max_in_flight
@@ -195,6 +215,8 @@ class _Worker:
     def _start(self, shares: list[Share]) -> _Flight:
         batch = PackedBatch.join([share.batch for share in shares])
         self.num_forwards += 1
+        self.num_tokens += batch.num_keys
+        self.fills[min(9, (10 * batch.num_keys - 1) // self.max_batch_tokens)] += 1
         try:
             return _Flight(shares, batch, self._launch(batch))
         except Exception as error:
@@ -231,6 +253,7 @@ class _Worker:
         """Send a failed forward's shares back to the queue, or tell the one caller it concerns."""
         shares = flight.shares
         if _is_out_of_memory(failure):
+            self.num_out_of_memory += 1
             if self.name.startswith("cuda"):
                 torch.cuda.empty_cache()
             if len(flight.batch) == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,11 +57,53 @@ def prepare(
             "room is left for the query; shorten the instruction or raise max_length"
         )
     sequences = tokenizer.encode([head.tail + text for text in texts] if head.tail else texts)
+    return _fit(
+        tokenizer,
+        sequences,
+        word,
+        rules,
+        lambda i: tokenizer.chunk(texts[i], room, head=head.tail),
+        prefix_ids=head.prefix_ids,
+        first_index=first_index,
+    )
+
+
+def prepare_ids(
+    tokenizer: Tokenizer, token_ids: Sequence[Sequence[int]], rules: InputRules
+) -> Inputs:
+    """Return what the engine reads for texts that someone else has tokenised.
+
+    The end token is appended where it is missing; nothing is put before them.
+    """
+    sequences = [
+        tokenizer.complete(ids, f"token_ids[{index}]", index) for index, ids in enumerate(token_ids)
+    ]
+    room = rules.max_length - 1
+
+    def chunk(i: int) -> list[Int32Array]:
+        ids = sequences[i][:-1]
+        starts = range(0, len(ids), room)
+        return [np.append(ids[start : start + room], sequences[i][-1:]) for start in starts]
+
+    return _fit(tokenizer, sequences, "token_ids", rules, chunk)
+
+
+def _fit(
+    tokenizer: Tokenizer,
+    sequences: list[Int32Array],
+    word: str,
+    rules: InputRules,
+    chunk: Callable[[int], list[Int32Array]],
+    *,
+    prefix_ids: tuple[int, ...] = (),
+    first_index: int = 0,
+) -> Inputs:
+    """Return the sequences as the rules for long texts have them; `chunk` divides one by index."""
+    num_prefix = len(prefix_ids)
     lengths = [len(ids) + num_prefix for ids in sequences]
     too_long = [i for i, length in enumerate(lengths) if length > rules.max_length]
     if not too_long:
-        num_tokens = sum(lengths)
-        return Inputs(sequences, head.prefix_ids, None, num_tokens, 0)
+        return Inputs(sequences, prefix_ids, None, sum(lengths), 0)
     if rules.on_too_long == "error":
         index = too_long[0]
         raise TextTooLongError(
@@ -70,15 +112,15 @@ def prepare(
     if rules.on_too_long == "truncate":
         warn_of_truncation(too_long, lengths, word, rules, first_index)
         for i in too_long:
-            sequences[i] = tokenizer.cut(sequences[i], room)
+            sequences[i] = tokenizer.cut(sequences[i], rules.max_length - num_prefix)
         num_tokens = sum(len(ids) + num_prefix for ids in sequences)
-        return Inputs(sequences, head.prefix_ids, None, num_tokens, len(too_long))
+        return Inputs(sequences, prefix_ids, None, num_tokens, len(too_long))
     pieces = [[ids] for ids in sequences]
     for i in too_long:
-        pieces[i] = tokenizer.chunk(texts[i], room, head=head.tail)
+        pieces[i] = chunk(i)
     flat = [ids for part in pieces for ids in part]
     num_tokens = sum(len(ids) + num_prefix for ids in flat)
-    return Inputs(flat, head.prefix_ids, [len(part) for part in pieces], num_tokens, 0)
+    return Inputs(flat, prefix_ids, [len(part) for part in pieces], num_tokens, 0)
 
 
 def warn_of_truncation(

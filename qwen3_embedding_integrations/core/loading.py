@@ -25,7 +25,7 @@ from .checkpoint import (
 )
 from .config import DEFAULT_MODEL, TINY, EngineConfig
 from .dense import choose_dense
-from .devices import free_bytes, on_device, one_each, together
+from .devices import cpu_multiplies_bfloat16, free_bytes, on_device, one_each, together
 from .engine import Engine, Runner
 from .graphs import Capture, CudaCapture
 from .heads import Head, embedding_head, reranking_head
@@ -114,7 +114,11 @@ def _load_model(
         for one in one_each(config)
     ]
     heads = [head for _, head, _ in made]
-    engine = Engine([runner for runner, _, _ in made], width=heads[0].width)
+    engine = Engine(
+        [runner for runner, _, _ in made],
+        width=heads[0].width,
+        max_queue_tokens=config.max_queue_tokens,
+    )
     rooms = tuple(room for _, _, room in made if room is not None)
     if config.model == TINY:
         logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
@@ -318,23 +322,7 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
     if device.type == "mps":
         return torch.backends.mps.is_macos_or_newer(14, 0)
-    return _cpu_multiplies_bfloat16()
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether bfloat16 products beat float32 ones on this processor.
-
-    True with AMX, and with AVX512-BF16 on AMD (twice float32's rate on Zen 4). Intel's AVX512-BF16
-    without AMX, as virtual machines often show it, multiplies bfloat16 at 0.6 of float32's rate
-    (oneDNN 3.12, torch 2.13).
-    """
-    # torch has no public word for a processor's abilities.
-    if torch.cpu._is_amx_tile_supported():  # pyright: ignore[reportPrivateUsage]
-        return True
-    if not torch.cpu._is_avx512_bf16_supported():  # pyright: ignore[reportPrivateUsage]
-        return False
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")[:4096]
+    return cpu_multiplies_bfloat16()
 
 
 def _torch_dtype(name: str) -> torch.dtype:

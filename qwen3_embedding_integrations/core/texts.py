@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import InputError
+from .config import check_choice
 
 MAX_NAMED = 20  # indices listed in a message
 
@@ -17,6 +18,13 @@ class InputRules:
     max_length: int
     on_too_long: str
     on_empty: str
+
+    def with_too_long(self, on_too_long: str | None, allowed: tuple[str, ...]) -> InputRules:
+        """Return these rules with another word for long texts, if any. Raises ConfigError."""
+        if on_too_long is None:
+            return self
+        check_choice("on_too_long", on_too_long, allowed)
+        return replace(self, on_too_long=on_too_long)
 
 
 def check_texts(texts: Sequence[str], word: str, rules: InputRules, first_index: int = 0) -> None:

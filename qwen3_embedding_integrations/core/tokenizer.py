@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as FastTokenizer
 
-from ..errors import ModelLoadError
+from ..errors import InputError, ModelLoadError
 from .packing import Int32Array
 from .prompts import END_TOKEN
 
@@ -54,6 +54,34 @@ class Tokenizer:
     def cut(self, ids: Int32Array, num_tokens: int) -> Int32Array:
         """Return the first `num_tokens` ids of a text, the last of them the end token."""
         return np.concatenate([ids[: num_tokens - 1], [self.end_id]]).astype(np.int32)
+
+    def complete(self, ids: Sequence[int], name: str, index: int) -> Int32Array:
+        """Return ids that someone else made, (L,) int32, with one end token.
+
+        It is appended where it is missing. Raises InputError for an id the model has no row for,
+        for none at all, and for a second end token at the end; `name` is what the ids are.
+        """
+        try:
+            array = np.asarray(ids, np.int64)  # (L,)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InputError(f"{name} is not a list of token ids: {error}", index=index) from error
+        if array.ndim != 1 or not len(array):
+            raise InputError(f"{name} holds no token ids; leave it out", index=index)
+        if array.min() < 0 or array.max() >= self.num_ids:
+            raise InputError(
+                f"{name} holds ids from {array.min()} to {array.max()}; the model knows 0 to "
+                f"{self.num_ids - 1}: use its own tokenizer, or send texts",
+                index=index,
+            )
+        if array[-1] != self.end_id:
+            array = np.append(array, self.end_id)
+        elif len(array) == 1 or array[-2] == self.end_id:
+            raise InputError(
+                f"{name} ends in {END_TOKEN} more than once, or is nothing else; the tokenizer "
+                "appends it already: append no other",
+                index=index,
+            )
+        return array.astype(np.int32)
 
     def chunk(self, text: str, max_tokens: int, *, head: str = "") -> list[Int32Array]:
         """Return a text's ids in pieces of at most `max_tokens`, each with its end token.

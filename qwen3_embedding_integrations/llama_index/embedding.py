@@ -53,6 +53,9 @@ class Qwen3Embedding(BaseEmbedding):
     max_batch_tokens: int | Literal["auto"] = Field(
         default="auto", description="Tokens of one forward at most."
     )
+    max_queue_tokens: int | None = Field(
+        default=None, description="Tokens that may wait; more are refused."
+    )
     local_files_only: bool = Field(default=False, description="Never ask the network.")
     dimensions: int | None = Field(default=None, description="Width of the vectors.")
     instruction: str = Field(default=WEB_SEARCH, description="What queries are for.")

@@ -52,6 +52,9 @@ class Qwen3Rerank(BaseNodePostprocessor):
     max_batch_tokens: int | Literal["auto"] = Field(
         default="auto", description="Tokens of one forward at most."
     )
+    max_queue_tokens: int | None = Field(
+        default=None, description="Tokens that may wait; more are refused."
+    )
     local_files_only: bool = Field(default=False, description="Never ask the network.")
     instruction: str = Field(default=WEB_SEARCH, description="What makes a node right.")
     max_length: int = Field(default=MAX_LENGTH, description="Tokens of query and node together.")

@@ -76,7 +76,11 @@ def spied_encoder(**options: object) -> Iterator[Spied]:
     loaded = load_model(config.engine)
     spy = Spy(loaded.engine)
     runner = Runner(spy, "cpu", int(loaded.config.max_batch_tokens))
-    engine = Engine([runner], width=loaded.architecture.hidden_size)
+    engine = Engine(
+        [runner],
+        width=loaded.architecture.hidden_size,
+        max_queue_tokens=config.max_queue_tokens,
+    )
     encoder = Qwen3Encoder.over(replace(loaded, engine=engine), config)
     try:
         yield Spied(encoder, spy, Tokenizer.from_file(str(loaded.folder / "tokenizer.json")))

@@ -141,6 +141,7 @@ def test_every_option_but_the_machines_survives_the_round_trip() -> None:
         "device": "cpu",
         "attention": "sdpa",
         "max_batch_tokens": 99,
+        "max_queue_tokens": 9999,
         "local_files_only": True,
     }
     assert {*options, *machine} == set(EncoderConfig.option_names()), "an option is not tried"

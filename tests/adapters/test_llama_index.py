@@ -47,6 +47,7 @@ OPTIONS: dict[str, Any] = {
     "device": "cpu",
     "attention": "sdpa",
     "max_batch_tokens": 999,
+    "max_queue_tokens": 99_999,
     "local_files_only": True,
     "dimensions": 64,
     "instruction": "Find the help article that answers the question",

@@ -18,6 +18,7 @@ ANOTHER = {
     "quantization": "int8",
     "attention": "sdpa",
     "max_batch_tokens": 2048,
+    "max_queue_tokens": 50_000,
     "local_files_only": True,
     "dimensions": 128,
     "instruction": "Retrieve parallel sentences",
@@ -43,7 +44,7 @@ def test_what_is_portable_names_nothing_of_one_machine():
     """What is kept beside an index gives the same config, but for what belongs to a machine."""
     config = EncoderConfig(**ANOTHER)
     data = json.loads(json.dumps(config.portable()))
-    machine = {"device", "attention", "max_batch_tokens", "local_files_only"}
+    machine = {"device", "attention", "max_batch_tokens", "max_queue_tokens", "local_files_only"}
     assert set(EncoderConfig.option_names()) - set(data) == machine
     again = EncoderConfig.from_options(**data)
     assert dataclasses.replace(again, **{name: ANOTHER[name] for name in machine}) == config

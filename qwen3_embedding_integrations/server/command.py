@@ -1,0 +1,206 @@
+"""The verb `serve`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.config import DEFAULT_MODEL, EncoderConfig, RerankerConfig
+from ..errors import ConfigError, MissingDependencyError
+from .config import ServedModel, ServerConfig
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+logger = logging.getLogger(__name__)
+
+API_KEYS = "QWEN3_EMBEDDING_API_KEYS"
+MAX_QUEUE_TOKENS = 1_000_000
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", help=f"[NAME=]hub id, folder or 'tiny'; again for more. {DEFAULT_MODEL}"
+    ),
+]
+RerankerOption = Annotated[
+    list[str] | None, typer.Option("--reranker", help="[NAME=]hub id or folder; again for more.")
+]
+AliasOption = Annotated[
+    list[str] | None, typer.Option("--alias", help="ALIAS=NAME of a served model; again for more.")
+]
+KeepAliveOption = Annotated[
+    float | None, typer.Option(help="Idle seconds until a model is unloaded; default: never.")
+]
+KeyFileOption = Annotated[
+    Path | None, typer.Option(help=f"API keys, one a line; or {API_KEYS}, with commas.")
+]
+InstructionOption = Annotated[str | None, typer.Option(help="What queries are for.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda, cuda:N, cuda:all.")]
+DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+QuantizationOption = Annotated[str | None, typer.Option(help="int8 on a CPU, fp8 on CUDA.")]
+TooLongOption = Annotated[
+    str | None, typer.Option("--on-too-long", help="truncate (default) or error.")
+]
+
+
+def serve(
+    model: ModelOption = None,
+    reranker: RerankerOption = None,
+    alias: AliasOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    keep_alive: KeepAliveOption = None,
+    api_key_file: KeyFileOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
+    instruction: InstructionOption = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a text at most.")] = None,
+    on_too_long: TooLongOption = None,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a forward: fewer, and queries wait less for bulk.")
+    ] = None,
+    max_queue_tokens: Annotated[
+        int, typer.Option(help="Tokens that may wait; more get a 429.")
+    ] = MAX_QUEUE_TOKENS,
+    max_body_mb: Annotated[float, typer.Option(help="Size of a body.")] = 8.0,
+    max_texts: Annotated[int, typer.Option(help="Texts of a request.")] = 2048,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a request.")] = 300_000,
+    max_requests: Annotated[int, typer.Option(help="Requests under way.")] = 1024,
+    drain: Annotated[int, typer.Option(min=0, help="Seconds to finish at SIGTERM.")] = 30,
+) -> None:
+    """Serve /v1/embeddings as OpenAI does and /v1/rerank as Cohere does."""
+    arguments = locals()
+    names = (
+        "device",
+        "dtype",
+        "quantization",
+        "instruction",
+        "max_length",
+        "on_too_long",
+        "max_batch_tokens",
+    )
+    options = {name: arguments[name] for name in names if arguments[name] is not None}
+    options["max_queue_tokens"] = max_queue_tokens
+    config = ServerConfig(
+        api_keys=read_keys(api_key_file),
+        keep_alive_s=keep_alive,
+        max_body_bytes=int(max_body_mb * 2**20),
+        max_texts=max_texts,
+        max_tokens=max_tokens,
+        max_requests=max_requests,
+    )
+    served = served_models(model, reranker, alias, options)
+    if host not in LOOPBACK and not config.api_keys:
+        logger.warning("%s is open to others and no API key is set: see --api-key-file", host)
+    run(served, config, host=host, port=port, drain_s=drain)
+
+
+def served_models(
+    models: list[str] | None,
+    rerankers: list[str] | None,
+    aliases: list[str] | None,
+    options: dict[str, Any],
+) -> list[ServedModel]:
+    """Return what the command line names. Raises ConfigError."""
+    alias_of: dict[str, list[str]] = {}
+    for alias in aliases or []:
+        new, is_pair, name = alias.partition("=")
+        if not (new and is_pair and name):
+            raise ConfigError(f"--alias {alias}: write ALIAS=NAME")
+        alias_of.setdefault(name, []).append(new)
+    named = [
+        (*_split(one), "embedding") for one in models or ([] if rerankers else [DEFAULT_MODEL])
+    ]
+    named += [(*_split(one), "reranking") for one in rerankers or []]
+    served: list[ServedModel] = []
+    for name, place, kind in named:
+        if kind == "embedding":
+            one = ServedModel.embedding(EncoderConfig.from_options(place, **options), name=name)
+        else:
+            one = ServedModel.reranking(RerankerConfig.from_options(place, **options), name=name)
+        extra = tuple(alias_of.pop(one.name, ()))
+        served.append(ServedModel(one.name, one.kind, one.load, extra))
+    if alias_of:
+        known = ", ".join(one.name for one in served)
+        raise ConfigError(f"--alias: no model is called {', '.join(alias_of)} (served: {known})")
+    return served
+
+
+def _split(model: str) -> tuple[str | None, str]:
+    name, is_pair, place = model.partition("=")
+    return (name, place) if is_pair and not Path(model).exists() else (None, model)
+
+
+def read_keys(file: Path | None) -> tuple[str, ...]:
+    """Return the keys of the file and of the environment. Raises ConfigError for an empty file."""
+    keys = [key.strip() for key in os.environ.get(API_KEYS, "").split(",")]
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--api-key-file {file} cannot be read: {error}") from error
+        in_file = [line.strip() for line in lines if line.strip()]
+        if not in_file:
+            raise ConfigError(f"--api-key-file {file} holds no key; write one a line")
+        keys += in_file
+    return tuple(key for key in keys if key)
+
+
+def run(
+    served: list[ServedModel], config: ServerConfig, *, host: str, port: int, drain_s: int
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises what the first load of a model raises."""
+    # Before torch loads OpenMP: its threads, spinning at barriers, take the cores that the event
+    # loop needs; on two busy cores a query then takes ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        import uvicorn
+
+        from .app import create_app
+    except ImportError as error:
+        raise MissingDependencyError("fastapi", extra="server", reason=error) from error
+    failures: list[Exception] = []
+
+    def stop(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app: FastAPI = create_app(served, config, on_start_failure=stop)
+    _log_json()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=drain_s,
+        )
+    )
+    # uvicorn drains, then raises the signal again: after an orderly end the process has no fault.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run()
+    if failures:
+        raise failures[0]
+
+
+def _log_json() -> None:
+    from .observe import JsonLines
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    for name in ("httpx", "urllib3", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,213 @@
+"""A checked request to an answer: which model, which role, what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..encoder import Qwen3Encoder
+from ..errors import ConfigError, QueueFullError, TextTooLongError
+from ..reranker import Qwen3Reranker
+from . import shapes
+from .answers import cut, embedding_answer, rerank_answer
+from .config import ServerConfig
+from .limits import Places, Rate, read_body
+from .metrics import Metrics
+from .models import Models
+from .observe import CLIENT_GONE, NOTE, Note
+from .problems import ClientGoneError, Refusal, invalid_body, refusal_of
+
+R = TypeVar("R", bound=shapes.Request)
+T = TypeVar("T")
+Word = Literal["queries", "documents", "token_ids"]
+OnTooLong = Literal["truncate", "error"]
+
+
+class Counted(NamedTuple):
+    """What a model made of texts: vectors (N, W) or scores (N,), float32."""
+
+    values: npt.NDArray[np.float32]
+    num_tokens: int
+    num_truncated: int
+
+
+class Desk:
+    """Takes requests, each to the model it names."""
+
+    def __init__(self, models: Models, config: ServerConfig, metrics: Metrics) -> None:
+        self._models = models
+        self._config = config
+        self._metrics = metrics
+        self._places = Places(config.max_requests)
+        self._rate = Rate()
+
+    async def embed(self, request: Request) -> Response:
+        """Answer POST /v1/embeddings."""
+        return await self._answer(request, shapes.EmbeddingRequest, self._embed)
+
+    async def rerank(self, request: Request) -> Response:
+        """Answer POST /v1/rerank."""
+        return await self._answer(request, shapes.RerankRequest, self._rerank)
+
+    async def _answer(
+        self,
+        request: Request,
+        shape: type[R],
+        work: Callable[[R, Note], Coroutine[Any, Any, Response]],
+    ) -> Response:
+        try:
+            async with self._places.take():
+                body = await read_body(request, self._config)
+                try:
+                    asked = shape.model_validate_json(body)
+                except ValidationError as error:
+                    raise invalid_body(error) from None
+                return await _unless_gone(request, work(asked, request.scope[NOTE]))
+        except ClientGoneError:
+            return Response(status_code=CLIENT_GONE)
+        except QueueFullError as error:
+            return refusal_of(error, self._rate.seconds_for(error.num_waiting_tokens)).response()
+        except Exception as error:
+            return refusal_of(error).response()
+
+    async def _embed(self, asked: shapes.EmbeddingRequest, note: Note) -> Response:
+        slot = self._models.find(asked.model, "embedding")
+        texts, word = _texts_of(asked)
+        self._check_number(len(texts), "input")
+        async with slot.use() as model:
+            counted = await _encode(model, texts, word, asked, self._config.max_tokens)
+        vectors = cut(counted.values, asked.dimensions)
+        self._count(note, slot.served.name, word, len(texts), counted)
+        return embedding_answer(
+            vectors,
+            is_base64=asked.encoding_format == "base64",
+            model=asked.model,
+            num_tokens=counted.num_tokens,
+        )
+
+    async def _rerank(self, asked: shapes.RerankRequest, note: Note) -> Response:
+        slot = self._models.find(asked.model, "reranking")
+        documents = [one if isinstance(one, str) else one.text for one in asked.documents]
+        self._check_number(len(documents), "documents")
+        async with slot.use() as model:
+            assert isinstance(model, Qwen3Reranker), f"{slot.served.name} loaded {model!r}"
+            counted = Counted(
+                *await model.ascore_counted(
+                    asked.query,
+                    documents,
+                    instruction=asked.instruction,
+                    on_too_long=_on_too_long(asked.truncate),
+                    max_tokens=self._config.max_tokens,
+                )
+            )
+        self._count(note, slot.served.name, "pairs", len(documents), counted)
+        return rerank_answer(
+            counted.values,
+            documents=documents if asked.return_documents else None,
+            top_n=asked.top_n,
+            model=asked.model,
+            num_tokens=counted.num_tokens,
+        )
+
+    def _check_number(self, number: int, field: str) -> None:
+        most = self._config.max_texts
+        if not 1 <= number <= most:
+            message = f"{field} holds {number} texts; give 1 to {most} in a request"
+            raise Refusal(400, message, param=field)
+
+    def _count(self, note: Note, model: str, role: str, num_texts: int, counted: Counted) -> None:
+        note.model, note.role, note.texts = model, role, num_texts
+        note.tokens, note.truncated = counted.num_tokens, counted.num_truncated
+        self._rate.add(counted.num_tokens)
+        metrics = self._metrics
+        metrics.texts.labels(model, role).inc(num_texts)
+        metrics.tokens.labels(model, role).inc(counted.num_tokens)
+        metrics.truncated.labels(model, role).inc(counted.num_truncated)
+
+
+def _texts_of(asked: shapes.EmbeddingRequest) -> tuple[list[Any], Word]:
+    """Return what is to be encoded, and as what. Raises Refusal for a mix that means nothing."""
+    is_query = asked.input_type in shapes.QUERY_WORDS
+    if asked.instruction is not None and not is_query:
+        raise Refusal(
+            400,
+            'instruction belongs to queries; send input_type="query", or leave it out',
+            param="instruction",
+        )
+    texts = asked.input if isinstance(asked.input, list) else [asked.input]
+    first = texts[0] if texts else ""
+    if isinstance(first, str):
+        return texts, "queries" if is_query else "documents"
+    if is_query:
+        raise Refusal(
+            400,
+            "token ids are read as they are, and a query needs its instruction before it; send "
+            "the query as text",
+            param="input",
+        )
+    return [texts] if isinstance(first, int) else texts, "token_ids"
+
+
+def _on_too_long(truncate: shapes.Truncate | None) -> OnTooLong | None:
+    if truncate is None:
+        return None
+    return "truncate" if truncate in {"END", True} else "error"
+
+
+async def _encode(
+    model: Any, texts: list[Any], word: Word, asked: shapes.EmbeddingRequest, max_tokens: int
+) -> Counted:
+    """Return the vectors of any Encoder: counted as they are made, or beforehand."""
+    on_too_long = _on_too_long(asked.truncate)
+    if isinstance(model, Qwen3Encoder):
+        encoded = await model.aencode_counted(
+            texts,
+            word,
+            instruction=asked.instruction,
+            on_too_long=on_too_long,
+            max_tokens=max_tokens,
+        )
+        return Counted(*encoded)
+    if on_too_long == "truncate":
+        raise ConfigError("truncate: this model cuts as its encoder was made to; leave it out")
+    count: Callable[[str], int] | None = getattr(model, "count_tokens", None)
+    if word == "token_ids":
+        encode: Callable[[Any], Awaitable[Any]] | None = getattr(model, "aencode_token_ids", None)
+        if encode is None:
+            raise ConfigError("this model takes texts only, no token ids")
+        return Counted(await encode(texts), sum(map(len, texts)), 0)
+    lengths = [0] * len(texts)
+    if count is not None:
+        lengths = await asyncio.to_thread(lambda: [count(text) for text in texts])
+    most = getattr(model, "max_length", None)
+    longest = max(range(len(texts)), key=lengths.__getitem__)
+    if on_too_long == "error" and most is not None and lengths[longest] > most:
+        raise TextTooLongError(index=longest, num_tokens=lengths[longest], max_length=most)
+    if sum(lengths) > max_tokens:
+        raise Refusal(400, f"input has {sum(lengths)} tokens, {max_tokens} are allowed")
+    if word == "queries":
+        vectors = await model.aencode_queries(texts, instruction=asked.instruction)
+    else:
+        vectors = await model.aencode_documents(texts)
+    return Counted(vectors, sum(lengths), 0)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return what the work returns; cancel it, and with it its place, when the client hangs up."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(request.receive())  # the body is read: what comes is the end
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGoneError
+    finally:
+        leaving.cancel()
+        working.cancel()

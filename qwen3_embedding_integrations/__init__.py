@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cache import CachedEncoder, CacheStats, DiskStore, MemoryStore, RedisStore
     from .contract import EmbeddingContract, Encoder
     from .core.config import EncoderConfig
     from .encoder import EncoderStats, Qwen3Encoder
@@ -35,9 +36,12 @@ if TYPE_CHECKING:
     from .sharing import shared_encoder
 
 __all__ = [
+    "CacheStats",
+    "CachedEncoder",
     "ConfigError",
     "ContractMismatchError",
     "DeviceOutOfMemoryError",
+    "DiskStore",
     "EmbeddingContract",
     "Encoder",
     "EncoderConfig",
@@ -47,6 +51,7 @@ __all__ = [
     "IndexReport",
     "IndexingError",
     "InputError",
+    "MemoryStore",
     "MissingDependencyError",
     "ModelError",
     "ModelLoadError",
@@ -54,6 +59,7 @@ __all__ = [
     "QuantizedModel",
     "Qwen3EmbeddingError",
     "Qwen3Encoder",
+    "RedisStore",
     "StoreError",
     "TextTooLongError",
     "index_documents",
@@ -62,6 +68,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CacheStats": "cache",
+    "CachedEncoder": "cache",
+    "DiskStore": "cache",
+    "MemoryStore": "cache",
+    "RedisStore": "cache",
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",

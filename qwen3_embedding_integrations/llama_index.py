@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Literal
 
+from .cache import CachedEncoder
 from .contract import Encoder
 from .core.config import (
     DEFAULT_MODEL,
@@ -64,9 +65,11 @@ class Qwen3Embedding(BaseEmbedding):
         default="error", description="What to do with empty and blank texts."
     )
 
-    _given: Qwen3Encoder | None = PrivateAttr(default=None)
+    _given: Qwen3Encoder | CachedEncoder | None = PrivateAttr(default=None)
 
-    def __init__(self, *, encoder: Qwen3Encoder | None = None, **fields: Any) -> None:
+    def __init__(
+        self, *, encoder: Qwen3Encoder | CachedEncoder | None = None, **fields: Any
+    ) -> None:
         if encoder is not None:
             options = encoder.config.to_dict()
             options["model_name"] = options.pop("model")

@@ -17,6 +17,11 @@ from qwen3_embedding_integrations.core.config import EncoderOptions
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTED = {
+    "CacheStats",
+    "CachedEncoder",
+    "DiskStore",
+    "MemoryStore",
+    "RedisStore",
     "EncoderConfig",
     "EncoderStats",
     "Qwen3Encoder",
@@ -42,7 +47,7 @@ DOCUMENTED = {
     "TextTooLongError",
     "index_documents",
 }
-HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client"]
+HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client", "redis"]
 HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors", "rich"]
 
 

@@ -23,9 +23,10 @@ LOOP_PATIENCE_S = 5.0
 class Flight:
     """The keys that one call encodes; ends with their rows, or without where the call failed."""
 
-    def __init__(self, keys: list[bytes], loop: asyncio.AbstractEventLoop | None) -> None:
-        self.keys = keys
+    def __init__(self, loop: asyncio.AbstractEventLoop | None, loop_patience_s: float) -> None:
+        self.keys: list[bytes] = []
         self._loop = loop
+        self._loop_patience_s = loop_patience_s
         self._future = Future[Rows | None]()
 
     def end(self, rows: Rows | None) -> None:
@@ -39,7 +40,7 @@ class Flight:
         if self._loop is not None and self._loop is here:
             patience_s = 0.0
         else:
-            patience_s = None if self._loop is None else LOOP_PATIENCE_S
+            patience_s = None if self._loop is None else self._loop_patience_s
         try:
             return self._future.result(patience_s)
         except FutureTimeoutError:
@@ -51,7 +52,7 @@ class Flight:
         # Shielded: one waiter that leaves must not take the flight from the others.
         shielded = asyncio.shield(asyncio.wrap_future(self._future))
         try:
-            return await asyncio.wait_for(shielded, None if is_safe else LOOP_PATIENCE_S)
+            return await asyncio.wait_for(shielded, None if is_safe else self._loop_patience_s)
         except TimeoutError:
             return None
 
@@ -66,7 +67,8 @@ class Claim(NamedTuple):
 class Flights:
     """The texts being encoded by one CachedEncoder."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, loop_patience_s: float = LOOP_PATIENCE_S) -> None:
+        self._loop_patience_s = loop_patience_s
         self._reset()
 
     def _reset(self) -> None:
@@ -81,7 +83,7 @@ class Flights:
         """
         if self._process != os.getpid():  # the parent's flights never land in a fork
             self._reset()
-        flight = Flight([], _running_loop())
+        flight = Flight(_running_loop(), self._loop_patience_s)
         others: dict[Flight, None] = {}
         with self._lock:
             for key in keys:

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXPECTED = {
+    "cached_encoder.py": ["6 texts, 2 hits, 4 encoded", "memory ", "disk "],
     "chroma_collection.py": ["[['tenant']]", "dimensions: stored 256, yours 64"],
     "encoder.py": ["The capital of France is Paris.", "3 documents"],
     "langchain_retriever.py": [

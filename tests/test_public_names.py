@@ -113,6 +113,14 @@ def test_the_encoder_needs_no_host_and_no_transformers():
     assert not found & {*HOSTS, "transformers", "sentence_transformers"}
 
 
+def test_a_cache_needs_no_torch_and_no_redis():
+    """Stores and the cache around another encoder load numpy alone; redis with its own store."""
+    found = imported_by(
+        f"from {package.__name__} import CachedEncoder, DiskStore, MemoryStore, RedisStore"
+    )
+    assert not found & {*HOSTS, *HEAVY} - {"numpy"}
+
+
 def test_option_names_and_types_are_the_configs():
     """EncoderOptions, which types the doors' keywords, has EncoderConfig's fields and types.
 

@@ -82,6 +82,11 @@ class Qwen3Embedding(BaseEmbedding):
         self._given = encoder
         self.config()  # a value no encoder can have is refused now
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # The host makes the object anew from its fields alone; a cache goes on with its stores.
+        self._given = (state.get("__pydantic_private__") or {}).get("_given")
+
     @classmethod
     def class_name(cls) -> str:
         """Return the name LlamaIndex serialises this class under."""

@@ -85,7 +85,12 @@ class DiskStore:
         with self._lock:
             if self._connection is not None and self._process == os.getpid():
                 self._connection.close()
-            self._connection = None
+                self._connection = None
+
+    def __del__(self) -> None:
+        # Not by the garbage collector: from 3.13 on sqlite3 warns of that.
+        if getattr(self, "_connection", None) is not None:
+            self.close()
 
     @contextmanager
     def _connected(self) -> Generator[sqlite3.Connection]:

@@ -26,6 +26,7 @@ class _Call:
     """A call under way: its texts by key, and the rows found or made so far."""
 
     encode: Encode
+    storage: Storage
     given: list[str]
     keys: list[bytes]  # in the order given
     texts: dict[bytes, str]  # each once
@@ -36,6 +37,9 @@ class _Call:
     def add_hits(self, rows: Rows) -> None:
         self.rows.update(rows)
         self.num_hits += len(rows)
+
+    def entries(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        return {key: write_entry(key, self.rows[key], self.storage) for key in keys}
 
 
 class Cache:
@@ -69,8 +73,8 @@ class Cache:
         joins_left = MAX_JOINS
         while missing := [key for key in call.texts if key not in call.rows]:
             if not joins_left:
-                entries = yield from self._encode(call, missing)
-                yield Aside(lambda e=entries: self._keep(e, self._layers))
+                yield from self._encode(call, missing)
+                yield Aside(lambda keys=missing: self._keep(call.entries(keys), self._layers))
                 break
             flight, others = self._flights.claim(missing)
             yield from self._fly(call, flight)
@@ -83,7 +87,7 @@ class Cache:
 
     def _fly(self, call: _Call, flight: Flight) -> Generator[Step, Any, None]:
         """Encode what the flight has claimed, then let its waiters go."""
-        entries: dict[bytes, bytes] = {}
+        left: list[bytes] = []
         try:
             if not flight.keys:
                 return
@@ -91,16 +95,16 @@ class Cache:
             again: Rows = yield Aside(lambda: self._look_again(flight.keys))
             call.add_hits(again)
             if left := [key for key in flight.keys if key not in again]:
-                entries = yield from self._encode(call, left)
-                yield Aside(lambda: self._keep(entries, self._layers[:1]))
+                yield from self._encode(call, left)
+                yield Aside(lambda: self._keep(call.entries(left), self._layers[:1]))
             self._flights.land(flight, call.rows)
         finally:
             self._flights.fail(flight)
-        if entries:
-            yield Aside(lambda: self._keep(entries, self._layers[1:]))
+        if left and len(self._layers) > 1:
+            yield Aside(lambda: self._keep(call.entries(left), self._layers[1:]))
 
-    def _encode(self, call: _Call, keys: list[bytes]) -> Generator[Step, Any, dict[bytes, bytes]]:
-        """Encode the texts of `keys`; return their entries."""
+    def _encode(self, call: _Call, keys: list[bytes]) -> Generator[Step, Any, None]:
+        """Add the rows of these keys to the call."""
         texts = [call.texts[key] for key in keys]
         vectors: Vectors | None = None
         try:
@@ -115,10 +119,6 @@ class Cache:
             vectors = whole[[place[key] for key in keys]]
         call.rows.update(zip(keys, vectors, strict=True))
         call.num_encoded += len(keys)
-        return {
-            key: write_entry(key, row, self._storage)
-            for key, row in zip(keys, vectors, strict=True)
-        }
 
     def _begin(self, texts: Sequence[str], encode: Encode) -> _Call | None:
         """Return the call with what the stores have, or None where the encoder must be asked."""
@@ -142,7 +142,7 @@ class Cache:
             keys = [text_key(space, text) for text in given]
         except UnicodeEncodeError:
             return None
-        call = _Call(encode, given, keys, dict(zip(keys, given, strict=True)))
+        call = _Call(encode, self._storage, given, keys, dict(zip(keys, given, strict=True)))
         call.add_hits(self._look(list(call.texts)))
         return call
 

@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +27,8 @@ class Flight:
         self._loop = loop
         self._loop_patience_s = loop_patience_s
         self._future = Future[Rows | None]()
+        # As if it ran: one waiter that leaves cannot cancel it for the others.
+        self._future.set_running_or_notify_cancel()
 
     def end(self, rows: Rows | None) -> None:
         """Let the waiters go, once."""
@@ -43,16 +44,15 @@ class Flight:
             patience_s = None if self._loop is None else self._loop_patience_s
         try:
             return self._future.result(patience_s)
-        except FutureTimeoutError:
+        except TimeoutError:
             return None
 
     async def await_(self) -> Rows | None:
         """Return what `wait` returns, without blocking the event loop."""
         is_safe = self._loop is None or self._loop is asyncio.get_running_loop()
-        # Shielded: one waiter that leaves must not take the flight from the others.
-        shielded = asyncio.shield(asyncio.wrap_future(self._future))
+        landed = asyncio.wrap_future(self._future)
         try:
-            return await asyncio.wait_for(shielded, None if is_safe else self._loop_patience_s)
+            return await asyncio.wait_for(landed, None if is_safe else self._loop_patience_s)
         except TimeoutError:
             return None
 

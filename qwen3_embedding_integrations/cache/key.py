@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from functools import lru_cache
 
 from ..contract import EmbeddingContract
 
@@ -26,6 +27,7 @@ KEY_VERSION = 1
 NOT_IN_KEY = ("dimensions", "instruction", "package_version")
 
 
+@lru_cache(maxsize=256)
 def key_space(contract: EmbeddingContract, prompt: str | None) -> bytes:
     """Return what all keys of a contract and a prompt share, 32 bytes; no prompt: documents."""
     facts = {name: fact for name, fact in asdict(contract).items() if name not in NOT_IN_KEY}

@@ -110,20 +110,22 @@ class Layer:
         """
         entries = self._try(self._reading, lambda: self.store.get(keys)) or {}
         found: dict[bytes, Vectors] = {}
-        num_damaged = 0
+        damage: list[str] = []
         for key, entry in entries.items():
             try:
                 vector = read_entry(key, entry, wanted)
             except ValueError as error:
-                num_damaged += 1
-                logger.warning("cache store %s holds a damaged entry: %s", self.store.name, error)
+                damage.append(str(error))
             else:
                 if vector is not None:
                     found[key] = vector
+        if damage and not is_second_look:
+            message = "cache store %s: %d damaged entries are made anew, the first: %s"
+            logger.warning(message, self.store.name, len(damage), damage[0])
         with self._lock:
             self._hits += len(found)
             self._misses += -len(found) if is_second_look else len(keys) - len(found)
-            self._damaged += 0 if is_second_look else num_damaged
+            self._damaged += 0 if is_second_look else len(damage)
         return found, {key: entries[key] for key in found}
 
     def keep(self, entries: Mapping[bytes, bytes]) -> None:

@@ -149,6 +149,39 @@ async def test_a_caller_that_leaves_does_not_poison_those_that_wait() -> None:
     assert encoder.counts["a"] == 2
 
 
+async def test_a_waiter_that_leaves_takes_nothing_from_the_others() -> None:
+    """One of those that wait is cancelled: the others go on waiting, and nothing is done twice."""
+    encoder = HashEncoder()
+    encoder.gate.clear()
+    cached = CachedEncoder(encoder)
+    leader = asyncio.create_task(cached.aencode_documents(["a"]))
+    while encoder.num_calls == 0:
+        await asyncio.sleep(0.001)
+    waiters = [asyncio.create_task(cached.aencode_documents(["a"])) for _ in range(8)]
+    thread = asyncio.create_task(asyncio.to_thread(cached.encode_documents, ["a"]))
+    while num_looked(cached) < 10:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)  # from having looked to waiting
+    waiters[0].cancel()
+    await asyncio.gather(waiters[0], return_exceptions=True)
+    await asyncio.sleep(0.05)
+    assert not any(one.done() for one in [leader, *waiters[1:], thread])
+    encoder.gate.set()
+    rows = await asyncio.wait_for(asyncio.gather(leader, *waiters[1:], thread), PATIENCE_S)
+    assert all((row == true_vectors(["a"])).all() for row in rows)
+    assert encoder.counts["a"] == 1
+
+
+async def test_a_thread_never_waits_for_the_loop_it_runs() -> None:
+    """However long one waits for a loop elsewhere, on that loop's own thread it is not at all."""
+    flights = Flights(loop_patience_s=PATIENCE_S)
+    flight = flights.claim([b"a"]).flight
+    late = threading.Timer(2, flights.land, (flight, {b"a": true_vectors(["a"])[0]}))
+    late.start()
+    assert flights.claim([b"a"]).others[0].wait() is None, "it waited until the flight landed"
+    late.cancel()
+
+
 async def test_a_sync_call_on_the_loop_does_not_wait_for_that_loop() -> None:
     """A host's sync method, called in a coroutine, encodes for itself: waiting would never end."""
     encoder = HashEncoder()

@@ -150,7 +150,7 @@ class Qwen3Encoder:
         check_range("window", window, 1, 1_000_000)
         if isinstance(documents, str):
             raise TypeError("documents is a str; pass an iterable of str: [document]")
-        return self._stream(windows_of(documents, window))
+        return self._stream(_windows(documents, window))
 
     def count_tokens(self, document: str) -> int:
         """Return how many tokens the model would read for a document, the end token included."""
@@ -310,7 +310,7 @@ def _cancel_submitted(submitting: asyncio.Future[_Job]) -> None:
         submitting.result().call.future.cancel()
 
 
-def windows_of(documents: Iterable[str], window: int) -> Iterator[list[str]]:
+def _windows(documents: Iterable[str], window: int) -> Iterator[list[str]]:
     """Yield lists of at most `window` documents and about a million characters."""
     batch: list[str] = []
     num_chars = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from copy import copy
@@ -10,9 +9,9 @@ from functools import partial
 from typing import Any
 
 from ..contract import EmbeddingContract, Encoder, Vectors
-from ..core.config import check_choice, check_range
+from ..core.config import check_choice
+from ..core.streaming import WINDOW, stream_windows
 from ..core.workers import Workers
-from ..encoder import WINDOW, windows_of
 from ..errors import ConfigError, InputError
 from .call import Cache
 from .entry import STORAGES, Storage
@@ -93,10 +92,19 @@ class CachedEncoder:
         Two windows are under way at a time. A text that cannot be encoded raises InputError with
         its index in the whole stream, after the windows before it were yielded.
         """
-        check_range("window", window, 1, 1_000_000)
-        if isinstance(documents, str):
-            raise TypeError("documents is a str; pass an iterable of str: [document]")
-        return self._stream(windows_of(documents, window))
+        workers = Workers(2, "qwen3-cache")
+
+        def submit(texts: list[str], first_index: int) -> tuple[int, Future[Vectors]]:
+            encode = partial(self.encode_documents, texts, show_progress=False)
+            return first_index, workers.submit(encode)
+
+        return stream_windows(
+            documents,
+            window,
+            submit=submit,
+            result=lambda job: _window(*job),
+            cancel=lambda job: job[1].cancel(),
+        )
 
     @property
     def dimensions(self) -> int:
@@ -151,32 +159,6 @@ class CachedEncoder:
 
     def _documents(self, documents: Sequence[str], show_progress: bool | None = None) -> Road:
         return self._cache.road(documents, Encode(self.encoder, "document", None, show_progress))
-
-    def _stream(self, windows: Iterator[list[str]]) -> Iterator[Vectors]:
-        workers = Workers(2, "qwen3-cache")
-        jobs: deque[tuple[int, Future[Vectors]]] = deque()
-        first_index, failure = 0, None
-        try:
-            while failure is None:
-                try:
-                    documents = next(windows)
-                except StopIteration:
-                    break
-                except Exception as error:  # raised below, when all before it is delivered
-                    failure = error
-                else:
-                    job = partial(self.encode_documents, documents, show_progress=False)
-                    jobs.append((first_index, workers.submit(job)))
-                    first_index += len(documents)
-                    if len(jobs) > 1:
-                        yield _window(*jobs.popleft())
-            while jobs:
-                yield _window(*jobs.popleft())
-        finally:
-            for _, job in jobs:
-                job.cancel()
-        if failure is not None:
-            raise failure
 
 
 def _window(first_index: int, job: Future[Vectors]) -> Vectors:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cache import CachedEncoder, CacheStats, DiskStore, MemoryStore, RedisStore
     from .contract import EmbeddingContract, Encoder
-    from .core.config import EncoderConfig
+    from .core.config import EncoderConfig, RerankerConfig
     from .encoder import EncoderStats, Qwen3Encoder
     from .errors import (
         ConfigError,
@@ -31,9 +31,14 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
+    from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
+    from .keywords import KeywordIndex
     from .quantize import QuantizedModel, quantize_model
-    from .sharing import shared_encoder
+    from .reranker import Qwen3Reranker, RankedDocument, RerankerStats
+    from .rows import Hit
+    from .search import EncoderReranker, Qwen3Retriever, Reranker, SearchStore
+    from .sharing import shared_encoder, shared_reranker
 
 __all__ = [
     "CacheStats",
@@ -45,12 +50,16 @@ __all__ = [
     "EmbeddingContract",
     "Encoder",
     "EncoderConfig",
+    "EncoderReranker",
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "Hit",
+    "HybridStore",
     "IndexReport",
     "IndexingError",
     "InputError",
+    "KeywordIndex",
     "MemoryStore",
     "MissingDependencyError",
     "ModelError",
@@ -59,12 +68,20 @@ __all__ = [
     "QuantizedModel",
     "Qwen3EmbeddingError",
     "Qwen3Encoder",
+    "Qwen3Reranker",
+    "Qwen3Retriever",
+    "RankedDocument",
     "RedisStore",
+    "Reranker",
+    "RerankerConfig",
+    "RerankerStats",
+    "SearchStore",
     "StoreError",
     "TextTooLongError",
     "index_documents",
     "quantize_model",
     "shared_encoder",
+    "shared_reranker",
 ]
 
 _HOMES = {
@@ -76,13 +93,25 @@ _HOMES = {
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
+    "EncoderReranker": "search",
     "EncoderStats": "encoder",
+    "Hit": "rows",
+    "HybridStore": "hybrid",
     "IndexReport": "indexing",
+    "KeywordIndex": "keywords",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
+    "Qwen3Reranker": "reranker",
+    "Qwen3Retriever": "search",
+    "RankedDocument": "reranker",
+    "Reranker": "search",
+    "RerankerConfig": "core.config",
+    "RerankerStats": "reranker",
+    "SearchStore": "search",
     "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",
+    "shared_reranker": "sharing",
 }  # the rest are errors
 
 

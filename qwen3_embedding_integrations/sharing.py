@@ -1,35 +1,43 @@
-"""shared_encoder: one copy of the weights per process, whoever asks, also after a fork."""
+"""shared_encoder, shared_reranker: one copy of the weights per process, also after a fork."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .core.config import EncoderConfig, EngineConfig
+from .core.config import EncoderConfig, EngineConfig, RerankerConfig
 from .encoder import Qwen3Encoder
+from .reranker import Qwen3Reranker
 
 if TYPE_CHECKING:
     from .core.loading import LoadedModel
+    from .core.pairs import PairTokenizer
+    from .core.tokenizer import Tokenizer
+
+C = TypeVar("C", EncoderConfig, RerankerConfig)
+M = TypeVar("M", Qwen3Encoder, Qwen3Reranker)
+L = TypeVar("L", "LoadedModel[Tokenizer]", "LoadedModel[PairTokenizer]")
 
 
 @dataclass
 class _Slot:
-    """The one copy of the weights of an EngineConfig in this process."""
+    """The one copy of the weights of an EngineConfig in this process, for one kind of model."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    loaded: LoadedModel | None = None
+    loaded: Any = None  # L of the kind
 
 
 @dataclass
 class _Registry:
     lock: threading.Lock = field(default_factory=threading.Lock)
-    slots: dict[EngineConfig, _Slot] = field(default_factory=dict[EngineConfig, _Slot])
-    encoders: dict[EncoderConfig, Qwen3Encoder] = field(
-        default_factory=dict[EncoderConfig, Qwen3Encoder]
+    slots: dict[tuple[type, EngineConfig], _Slot] = field(
+        default_factory=dict[tuple[type, EngineConfig], _Slot]
     )
+    models: dict[EngineConfig, Any] = field(default_factory=dict[EngineConfig, Any])
 
 
 _registry = _Registry()
@@ -43,26 +51,42 @@ def shared_encoder(config: EncoderConfig | str | None = None) -> Qwen3Encoder:
     one copy of the weights and one queue. Safe in threads (one loads, the others wait) and after a
     fork (the child loads its own; with CUDA, start processes by spawn, as torch demands).
     """
-    from .core.loading import load_model, resolve
+    from .core.loading import load_model
 
-    config = EncoderConfig.of(config)
+    return _shared(EncoderConfig.of(config), load_model, Qwen3Encoder.over)
+
+
+def shared_reranker(config: RerankerConfig | str | None = None) -> Qwen3Reranker:
+    """Return this process's reranker for `config`, loaded on the first call.
+
+    Rerankers that differ only in instruction, max_length or on_too_long share one copy of the
+    weights and one queue. Safe in threads and after a fork, as `shared_encoder`.
+    """
+    from .core.loading import load_reranker
+
+    return _shared(RerankerConfig.of(config), load_reranker, Qwen3Reranker.over)
+
+
+def _shared(config: C, load: Callable[[EngineConfig], L], over: Callable[[L, C], M]) -> M:
+    from .core.loading import resolve
+
     registry = _registry
     with registry.lock:
-        encoder = registry.encoders.get(config)
-        if encoder is not None and not encoder.is_closed:
-            return encoder
+        model = registry.models.get(config)
+        if model is not None and not model.is_closed:
+            return model
     engine_config = resolve(config.engine)  # "auto" and what it comes to are one engine
     with registry.lock:
-        slot = registry.slots.setdefault(engine_config, _Slot())
+        slot = registry.slots.setdefault((type(config), engine_config), _Slot())
     with slot.lock:  # its own: another model loads meanwhile
         if slot.loaded is None or slot.loaded.engine.is_closed:
-            slot.loaded = load_model(engine_config)
+            slot.loaded = load(engine_config)
         with registry.lock:
-            encoder = registry.encoders.get(config)
-            if encoder is None or encoder.is_closed:
-                encoder = Qwen3Encoder.over(slot.loaded, config)
-                registry.encoders[config] = encoder
-            return encoder
+            model = registry.models.get(config)
+            if model is None or model.is_closed:
+                model = over(slot.loaded, config)
+                registry.models[config] = model
+            return model
 
 
 def _forget_after_fork() -> None:

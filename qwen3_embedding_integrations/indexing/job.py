@@ -116,18 +116,19 @@ class Job:
             contract.require_match(stored, index=sink.name)
         num_rows = self._count()
         self._is_empty = num_rows == 0
-        record.bind(sink.identity, contract.fingerprint, num_rows)
+        identity = self._host.ask("read the identity", lambda: sink.identity)
+        record.bind(identity, contract.fingerprint, num_rows)
 
     def run(self, items: Iterable[Item], encode: Encode) -> None:
         """Encode and write what is new or changed; delete what sources no longer hold."""
-        windows = _windows(items, min(MAX_WINDOW_ROWS, self._sink.max_rows))
+        windows = _windows(items, self._window_rows())
         self._run((self._plan(window) for window in windows), encode)
         if not self._is_empty:
             self._remove_stale()
 
     def run_rows(self, rows: Iterable[Row], encode: Encode) -> None:
         """Encode and write rows that have their ids already."""
-        pages = _pages(rows, min(MAX_WINDOW_ROWS, self._sink.max_rows))
+        pages = _pages(rows, self._window_rows())
         self._run(map(self._due, pages), encode)
 
     def sources(self) -> Iterator[str]:
@@ -141,8 +142,8 @@ class Job:
     def delete(self, ids: Iterable[RowId]) -> None:
         """Delete rows."""
         for page in _pages(ids, DELETE_ROWS):
+            self._record.strike(page)  # first: what dies in between must not be taken for there
             self._host.ask("delete", partial(self._sink.delete, page))
-            self._record.strike(page)
             self.report.removed += len(page)
 
     def finish(self) -> None:
@@ -168,8 +169,7 @@ class Job:
                 self.report.fail(item.source, item.reason)
             elif isinstance(item, Known):
                 self.report.unchanged += item.num_pieces
-            elif isinstance(item, Gone):
-                self._remove(item.source, 0)
+        self._remove((item.source, 0) for item in window if isinstance(item, Gone))
         rows = [row_of(item) for item in window if isinstance(item, Document)]
         return self._due(self._first_ones(rows))
 
@@ -196,7 +196,10 @@ class Job:
         known = self._stored_hashes([row.id for row in rows])
         due = [row for row in rows if known.get(row.id) != row.content_hash]
         self.report.unchanged += len(rows) - len(due)
-        return Batch(due, {row.id for row in due if row.id in known})
+        stored = {row.id for row in due if row.id in known}
+        # Before they change: a job that dies at that has the store asked, not the journal believed.
+        self._record.strike(stored)
+        return Batch(due, stored)
 
     def _stored_hashes(self, ids: list[RowId]) -> dict[RowId, str]:
         if self._is_empty or not ids:
@@ -227,12 +230,12 @@ class Job:
         for page in _pages(self._record.whole_sources(), MAX_WINDOW_ROWS):
             # Pieces are numbered without gaps: where the next one is missing, there are no more.
             next_ids: dict[RowId, tuple[str, int]] = {document_id(*one): one for one in page}
-            for row_id in self._stored_hashes([*next_ids]):
-                self._remove(*next_ids[row_id])
+            self._remove(next_ids[row_id] for row_id in self._stored_hashes([*next_ids]))
 
-    def _remove(self, source: str, position: int) -> None:
-        beyond = partial(self._sink.ids_beyond, source, position)
-        self.delete(self._host.ask("look up rows", beyond))
+    def _remove(self, places: Iterable[tuple[str, int]]) -> None:
+        """Delete what each source holds at a position and beyond."""
+        beyond = [partial(self._sink.ids_beyond, *place) for place in dict.fromkeys(places)]
+        self.delete([one for ask in beyond for one in self._host.ask("look up rows", ask)])
 
     def _unseen(self) -> list[RowId]:
         unseen: list[RowId] = []
@@ -241,6 +244,9 @@ class Job:
             unseen += [row_id for row_id, source in page if source in gone]
             self._record.forget_files(gone)
         return unseen
+
+    def _window_rows(self) -> int:
+        return min(MAX_WINDOW_ROWS, self._host.ask("read its limits", lambda: self._sink.max_rows))
 
     def _count(self) -> int:
         return self._host.ask("count the rows", lambda: len(self._sink))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import sqlite3
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -244,3 +246,24 @@ def test_a_pickled_store_is_the_same_place(tmp_path: Path) -> None:
     remote = RedisStore("redis://me:secret@localhost:1/0", ttl_s=7)
     assert "ttl_s=7" in repr(pickle.loads(pickle.dumps(remote)))
     assert "secret" not in repr(remote) + remote.name
+
+
+def test_without_redis_the_extra_is_named() -> None:
+    """The store of a package that is not installed says how to install it; the others work."""
+    code = """
+import sys
+sys.modules["redis"] = None  # as if it were not installed
+from qwen3_embedding_integrations import CachedEncoder, MemoryStore, RedisStore
+from tests.cache.encoders import HashEncoder
+CachedEncoder(HashEncoder(), MemoryStore()).encode_documents(["a"])
+RedisStore()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert "pip install 'qwen3-embedding-integrations[redis]'" in done.stderr

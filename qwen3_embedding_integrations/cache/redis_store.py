@@ -50,7 +50,8 @@ class RedisStore:
                 url,
                 socket_timeout=timeout_s,
                 socket_connect_timeout=timeout_s,
-                # redis-py's own ten retries would hold a text up longer than encoding it takes.
+                # Said, not left to redis-py's defaults, which have changed: retries (ten in 8.1, of
+                # a client made without a URL) would hold a text up longer than encoding it.
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,  # nothing of the third is used; it costs a command per connection
             )

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cache import CachedEncoder, CacheStats, DiskStore, MemoryStore, RedisStore
     from .contract import EmbeddingContract, Encoder, EncoderStats
     from .core.config import EncoderConfig, RerankerConfig
     from .encoder import Qwen3Encoder
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
     from .sharing import shared_encoder, shared_reranker
 
 __all__ = [
+    "CacheStats",
+    "CachedEncoder",
     "ConfigError",
     "ContractMismatchError",
     "DeviceOutOfMemoryError",
+    "DiskStore",
     "EmbeddingContract",
     "Encoder",
     "EncoderConfig",
@@ -59,6 +63,7 @@ __all__ = [
     "IndexingError",
     "InputError",
     "KeywordIndex",
+    "MemoryStore",
     "MissingDependencyError",
     "ModelError",
     "ModelLoadError",
@@ -70,6 +75,7 @@ __all__ = [
     "Qwen3Reranker",
     "Qwen3Retriever",
     "RankedDocument",
+    "RedisStore",
     "RemoteEncoder",
     "RemoteError",
     "Reranker",
@@ -85,6 +91,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CacheStats": "cache",
+    "CachedEncoder": "cache",
+    "DiskStore": "cache",
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
@@ -94,11 +103,13 @@ _HOMES = {
     "HybridStore": "hybrid",
     "IndexReport": "indexing",
     "KeywordIndex": "keywords",
+    "MemoryStore": "cache",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
     "Qwen3Reranker": "reranker",
     "Qwen3Retriever": "search",
     "RankedDocument": "reranker",
+    "RedisStore": "cache",
     "RemoteEncoder": "remote",
     "Reranker": "search",
     "RerankerConfig": "core.config",

@@ -19,6 +19,7 @@ sys.exit(result.failed)
 
 MODULES = [
     "encoder",
+    "cache.encoder",
     "chroma.function",
     "chroma.store",
     "keywords",

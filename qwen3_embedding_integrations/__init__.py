@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .contract import EmbeddingContract, Encoder
     from .core.config import EncoderConfig
+    from .doctor import Check, Diagnosis, Fault, diagnose
     from .encoder import EncoderStats, Qwen3Encoder
     from .errors import (
         ConfigError,
@@ -36,15 +37,18 @@ if TYPE_CHECKING:
     from .sharing import shared_encoder
 
 __all__ = [
+    "Check",
     "ConfigError",
     "ContractMismatchError",
     "DeviceOutOfMemoryError",
+    "Diagnosis",
     "EmbeddingContract",
     "Encoder",
     "EncoderConfig",
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "Fault",
     "IndexReport",
     "IndexingError",
     "InputError",
@@ -58,19 +62,24 @@ __all__ = [
     "RemoteError",
     "StoreError",
     "TextTooLongError",
+    "diagnose",
     "index_documents",
     "quantize_model",
     "shared_encoder",
 ]
 
 _HOMES = {
+    "Check": "doctor",
+    "Diagnosis": "doctor",
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
     "EncoderStats": "encoder",
+    "Fault": "doctor",
     "IndexReport": "indexing",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
+    "diagnose": "doctor",
     "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",

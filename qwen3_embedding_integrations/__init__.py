@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .contract import EmbeddingContract, Encoder
+    from .contract import EmbeddingContract, Encoder, EncoderStats
     from .core.config import EncoderConfig
     from .doctor import Check, Diagnosis, Fault, diagnose
-    from .encoder import EncoderStats, Qwen3Encoder
+    from .encoder import Qwen3Encoder
     from .errors import (
         ConfigError,
         ContractMismatchError,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from .indexing import IndexReport, index_documents
     from .quantize import QuantizedModel, quantize_model
+    from .remote import RemoteEncoder
     from .sharing import shared_encoder
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "QuantizedModel",
     "Qwen3EmbeddingError",
     "Qwen3Encoder",
+    "RemoteEncoder",
     "RemoteError",
     "StoreError",
     "TextTooLongError",
@@ -74,11 +76,12 @@ _HOMES = {
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
-    "EncoderStats": "encoder",
+    "EncoderStats": "contract",
     "Fault": "doctor",
     "IndexReport": "indexing",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
+    "RemoteEncoder": "remote",
     "diagnose": "doctor",
     "index_documents": "indexing",
     "quantize_model": "quantize",

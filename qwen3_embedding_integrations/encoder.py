@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .contract import EmbeddingContract
-from .core.config import MAX_LENGTH, MIN_DIMENSIONS, EncoderConfig, check_instruction, check_range
+from .contract import EmbeddingContract, EncoderStats
+from .core.config import MAX_LENGTH, MIN_DIMENSIONS, EncoderConfig, check_instruction
 from .core.prompts import query_prompt
+from .core.streaming import WINDOW, stream_windows
 from .errors import ConfigError
 from .progress import watch
 
@@ -27,19 +27,6 @@ if TYPE_CHECKING:
     from .core.loading import LoadedModel
 
 Vectors = npt.NDArray[np.float32]
-
-WINDOW = 512  # texts of one window of a stream
-MAX_WINDOW_CHARS = 1_000_000
-
-
-class EncoderStats(NamedTuple):
-    """What an encoder has done since it was made; forwards and retries count the whole engine."""
-
-    texts: int
-    tokens: int
-    truncated: int
-    forwards: int
-    retries: int
 
 
 class Qwen3Encoder:
@@ -147,10 +134,13 @@ class Qwen3Encoder:
         iterable needs little memory. A text that cannot be encoded raises InputError with its
         index in the whole stream, after the windows before it were yielded.
         """
-        check_range("window", window, 1, 1_000_000)
-        if isinstance(documents, str):
-            raise TypeError("documents is a str; pass an iterable of str: [document]")
-        return self._stream(_windows(documents, window))
+        return stream_windows(
+            documents,
+            window,
+            submit=lambda texts, first: self._submit(texts, "documents", first_index=first),
+            result=self._result,
+            cancel=lambda job: job.call.future.cancel(),
+        )
 
     def count_tokens(self, document: str) -> int:
         """Return how many tokens the model would read for a document, the end token included."""
@@ -268,30 +258,6 @@ class Qwen3Encoder:
         means = job.inputs.pool(vectors)[:, : self.dimensions]
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
-    def _stream(self, windows: Iterator[list[str]]) -> Iterator[Vectors]:
-        jobs: deque[_Job] = deque()
-        first_index, failure = 0, None
-        try:
-            while failure is None:
-                try:
-                    documents = next(windows)
-                    jobs.append(self._submit(documents, "documents", first_index=first_index))
-                except StopIteration:
-                    break
-                except Exception as error:  # raised below, when all before it is delivered
-                    failure = error
-                else:
-                    first_index += len(documents)
-                    if len(jobs) > 1:
-                        yield self._result(jobs.popleft())
-            while jobs:
-                yield self._result(jobs.popleft())
-        finally:
-            for job in jobs:
-                job.call.future.cancel()
-        if failure is not None:
-            raise failure
-
 
 class _Job(NamedTuple):
     """A call under way and how its vectors become the answer."""
@@ -308,17 +274,3 @@ def _cancel_submitted(submitting: asyncio.Future[_Job]) -> None:
     """Take back a call whose caller left while it was being tokenised."""
     if not submitting.cancelled() and submitting.exception() is None:
         submitting.result().call.future.cancel()
-
-
-def _windows(documents: Iterable[str], window: int) -> Iterator[list[str]]:
-    """Yield lists of at most `window` documents and about a million characters."""
-    batch: list[str] = []
-    num_chars = 0
-    for document in documents:
-        batch.append(document)
-        num_chars += len(document) if isinstance(document, str) else 0
-        if len(batch) == window or num_chars >= MAX_WINDOW_CHARS:
-            yield batch
-            batch, num_chars = [], 0
-    if batch:
-        yield batch

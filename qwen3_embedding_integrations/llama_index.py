@@ -17,6 +17,7 @@ from .core.config import (
 from .core.prompts import WEB_SEARCH
 from .encoder import Qwen3Encoder
 from .errors import ConfigError, MissingDependencyError
+from .remote import RemoteEncoder
 from .sharing import shared_encoder
 
 try:
@@ -64,9 +65,14 @@ class Qwen3Embedding(BaseEmbedding):
         default="error", description="What to do with empty and blank texts."
     )
 
-    _given: Qwen3Encoder | None = PrivateAttr(default=None)
+    base_url: str | None = Field(default=None, description="A server to ask instead.")
+    api_key_env: str | None = Field(default=None, description="The variable with its key.")
 
-    def __init__(self, *, encoder: Qwen3Encoder | None = None, **fields: Any) -> None:
+    _given: Qwen3Encoder | RemoteEncoder | None = PrivateAttr(default=None)
+
+    def __init__(
+        self, *, encoder: Qwen3Encoder | RemoteEncoder | None = None, **fields: Any
+    ) -> None:
         if encoder is not None:
             options = encoder.config.to_dict()
             options["model_name"] = options.pop("model")

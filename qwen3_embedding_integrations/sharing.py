@@ -6,10 +6,11 @@ import os
 import sys
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from .core.config import EncoderConfig, EngineConfig
 from .encoder import Qwen3Encoder
+from .remote import RemoteEncoder
 
 if TYPE_CHECKING:
     from .core.loading import LoadedModel
@@ -30,22 +31,34 @@ class _Registry:
     encoders: dict[EncoderConfig, Qwen3Encoder] = field(
         default_factory=dict[EncoderConfig, Qwen3Encoder]
     )
+    remote: dict[EncoderConfig, RemoteEncoder] = field(
+        default_factory=dict[EncoderConfig, RemoteEncoder]
+    )
 
 
 _registry = _Registry()
 _before_fork: list[_Registry] = []
 
 
-def shared_encoder(config: EncoderConfig | str | None = None) -> Qwen3Encoder:
+@overload
+def shared_encoder(config: str | None = None) -> Qwen3Encoder: ...
+@overload
+def shared_encoder(config: EncoderConfig) -> Qwen3Encoder | RemoteEncoder: ...
+def shared_encoder(
+    config: EncoderConfig | str | None = None,
+) -> Qwen3Encoder | RemoteEncoder:
     """Return this process's encoder for `config`, loaded on the first call.
 
     Encoders that differ only in dimensions, instruction, max_length, on_too_long or on_empty share
     one copy of the weights and one queue. Safe in threads (one loads, the others wait) and after a
-    fork (the child loads its own; with CUDA, start processes by spawn, as torch demands).
+    fork (the child loads its own; with CUDA, start processes by spawn, as torch demands). A config
+    with a `base_url` gives the RemoteEncoder that asks there, without torch.
     """
+    config = EncoderConfig.of(config)
+    if config.base_url is not None:
+        return _remote_encoder(config)
     from .core.loading import load_model, resolve
 
-    config = EncoderConfig.of(config)
     registry = _registry
     with registry.lock:
         encoder = registry.encoders.get(config)
@@ -63,6 +76,15 @@ def shared_encoder(config: EncoderConfig | str | None = None) -> Qwen3Encoder:
                 encoder = Qwen3Encoder.over(slot.loaded, config)
                 registry.encoders[config] = encoder
             return encoder
+
+
+def _remote_encoder(config: EncoderConfig) -> RemoteEncoder:
+    registry = _registry
+    with registry.lock:
+        encoder = registry.remote.get(config)
+        if encoder is None or encoder.is_closed:
+            encoder = registry.remote[config] = RemoteEncoder.of(config)
+        return encoder
 
 
 def _forget_after_fork() -> None:

@@ -15,6 +15,7 @@ from .encoder import Qwen3Encoder
 from .errors import ConfigError, InputError, Qwen3EmbeddingError, StoreError
 from .indexing import ReindexReport, can_cut, rebuild
 from .indexing.job import Progress
+from .remote import RemoteEncoder
 from .sharing import shared_encoder
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class OpenStore(NamedTuple):
     """A collection and the encoder that made its vectors."""
 
     store: ChromaStore | QdrantStore
-    encoder: Qwen3Encoder
+    encoder: Qwen3Encoder | RemoteEncoder
 
 
 def open_store(

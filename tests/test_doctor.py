@@ -22,6 +22,7 @@ from qwen3_embedding_integrations import (
     EncoderConfig,
     Fault,
     Qwen3Encoder,
+    RemoteEncoder,
     RemoteError,
     diagnose,
     quantize_model,
@@ -351,6 +352,18 @@ def test_an_adapters_template(query: str, said: str) -> None:
     diagnosis = diagnose(Adapter(query), max_tokens=200)  # type: ignore[arg-type]
     assert diagnosis.faults == (Fault.WRONG_TEMPLATE,)
     assert said in problems(diagnosis)[0]
+
+
+def test_a_remote_encoders_server_is_examined() -> None:
+    """Of a RemoteEncoder the server's raw vectors count, with the end token that it writes."""
+    forgets = TransformersBackend(change_ids=lambda ids: ids[:-1], is_normalized=False)
+    with serving(forgets) as url:
+        for end_token, expected in (
+            ("server", {Fault.END_MISSING, Fault.NOT_NORMALIZED}),
+            ("client", {Fault.NOT_NORMALIZED}),
+        ):
+            with RemoteEncoder(url, model="tiny", end_token=end_token) as encoder:
+                assert set(diagnose(encoder, max_tokens=200).faults) == expected
 
 
 def test_an_ignored_instruction_is_found() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.remote.servers import MODEL, VLLM, serving
+
 ROOT = Path(__file__).parent.parent
 EXPECTED = {
     "chroma_collection.py": ["[['tenant']]", "dimensions: stored 256, yours 64"],
@@ -20,6 +22,7 @@ EXPECTED = {
     ],
     "llama_index_index.py": ["-> The capital of France", "-> 出租人出卖租赁房屋的"],
     "qdrant_collection.py": ["3 points", "'language': 'zh'"],
+    "remote_encoder.py": ["256 dimensions", "-> The capital of France", "remote:tiny-served"],
 }
 
 
@@ -33,9 +36,11 @@ def test_example(name: str) -> None:
     """The example ends well and prints what it promises."""
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / name)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, check=False, timeout=300
-    )
+    with serving(VLLM) as server:  # for the one that asks a server
+        environment |= {"EMBEDDING_URL": server.url, "EMBEDDING_MODEL": MODEL}
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, timeout=300
+        )
     assert done.returncode == 0, done.stderr
     missing = [text for text in EXPECTED[name] if text not in done.stdout]
     assert not missing, f"{missing} not in: {done.stdout}"

@@ -38,10 +38,15 @@ DOCUMENTED = {
     "ModelError",
     "ModelLoadError",
     "NonFiniteOutputError",
+    "RemoteEncoder",
     "RemoteError",
     "StoreError",
     "TextTooLongError",
     "index_documents",
+    "Check",
+    "Diagnosis",
+    "Fault",
+    "diagnose",
 }
 HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client"]
 HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors", "rich"]

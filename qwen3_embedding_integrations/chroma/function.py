@@ -9,6 +9,7 @@ from chromadb.utils.embedding_functions import register_embedding_function
 
 from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
 from ..encoder import Qwen3Encoder
+from ..remote import RemoteEncoder
 from ..sharing import shared_encoder
 
 NAME = "qwen3_embedding"  # stored in users' collections: never change it
@@ -21,6 +22,7 @@ class Qwen3EmbeddingFunction(EmbeddingFunction[Documents]):
     Takes every option of `EncoderConfig` by name. Chroma keeps the options with the collection and
     builds this object anew whenever it opens one, so making one is free: the model loads with the
     first text, once per process. The device is not kept: a collection made on a GPU opens on a CPU.
+    Of a server (`base_url`) the address is kept and the name of its key's variable, never the key.
 
     >>> import chromadb
     >>> from qwen3_embedding_integrations.chroma import Qwen3EmbeddingFunction
@@ -44,7 +46,7 @@ class Qwen3EmbeddingFunction(EmbeddingFunction[Documents]):
         return list(self.encoder.encode_queries(input))
 
     @property
-    def encoder(self) -> Qwen3Encoder:
+    def encoder(self) -> Qwen3Encoder | RemoteEncoder:
         """This process's encoder for these options, loaded on first use."""
         return shared_encoder(self._config)
 

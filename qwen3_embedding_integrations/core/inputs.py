@@ -9,22 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, InputError, TextTooLongError
+from ..errors import ConfigError, TextTooLongError
 from .packing import Int32Array
+from .texts import MAX_NAMED, InputRules, check_texts
 from .tokenizer import Prompt, Tokenizer
 
 logger = logging.getLogger(__name__)
-
-MAX_NAMED = 20  # indices listed in a message
-
-
-@dataclass(frozen=True, slots=True)
-class InputRules:
-    """What is done with texts that are too long or blank."""
-
-    max_length: int
-    on_too_long: str
-    on_empty: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,40 +33,6 @@ class Inputs:
         weights = np.array([len(ids) - 1 for ids in self.sequences], np.float32)
         starts = np.concatenate([[0], np.cumsum(self.pieces)[:-1]])
         return np.add.reduceat(vectors * np.maximum(weights, 1)[:, None], starts, axis=0)
-
-
-def check_texts(texts: Sequence[str], word: str, rules: InputRules, first_index: int = 0) -> None:
-    """Raise TypeError or InputError unless every text can be encoded; `word` is what they are."""
-    if isinstance(texts, str):
-        singular = {"queries": "query", "documents": "document"}[word]
-        raise TypeError(f"{word} is a str; pass a list: [{singular}]")
-    if not isinstance(texts, Sequence) or isinstance(texts, bytes | bytearray):
-        remedy = "; stream_documents takes any iterable" if word == "documents" else ""
-        raise TypeError(f"{word} is a {type(texts).__name__}; pass a list of str{remedy}")
-    for index, text in enumerate(texts, first_index):
-        if not isinstance(text, str):
-            raise InputError(
-                f"{word}[{index}] is {text!r:.80}, a {type(text).__name__}; every element must be "
-                "a str",
-                index=index,
-            )
-        if rules.on_empty == "error" and not text.strip():
-            kind = "blank" if text else "empty"
-            raise InputError(
-                f'{word}[{index}] is {kind}; leave it out, or set on_empty="embed" to encode it '
-                "as it is",
-                index=index,
-            )
-        try:
-            if not text.isascii():
-                text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{word}[{index}] holds a lone surrogate (U+{ord(text[error.start]):04X} at "
-                f"character {error.start}), which no Unicode encoding can carry; read the source "
-                'with errors="replace"',
-                index=index,
-            ) from error
 
 
 def prepare(

@@ -12,6 +12,7 @@ from ..core.checkpoint import Architecture, locate_model, read_architecture, rea
 from ..core.config import TINY, EngineConfig
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError
+from ..remote import RemoteEncoder, ServerClient
 from .faults import Check, Diagnosis, Fault
 from .golden import Golden, check_golden, find_golden
 from .machine import describe_machine
@@ -43,7 +44,8 @@ def diagnose(
 ) -> Diagnosis:
     """Return whether an encoder, or an OpenAI-compatible server, is right, and what is wrong.
 
-    Of a server, `model` is its own name for the model. `reference` is a model whose weights are
+    Of a RemoteEncoder its server is examined. Of a URL, `model` is the server's own name for the
+    model. `reference` is a model whose weights are
     at hand (folder, hub id or "tiny"): with them every fault has a name. "auto" takes the
     encoder's own files, and `tiny` for a server that serves it; None uses published values and
     relations alone. Long texts have `max_tokens` at most. Raises ConfigError, ModelLoadError, and
@@ -58,11 +60,15 @@ def diagnose(
     if not isinstance(encoder_or_url, str):
         if model is not None or api_key_env is not None:
             raise ConfigError("model and api_key_env go with a URL; an encoder has its own")
+        if isinstance(encoder_or_url, RemoteEncoder):
+            # Raw vectors, by its addresses and key: the encoder itself mends what servers forget.
+            open_client = encoder_or_url._open  # pyright: ignore[reportPrivateUsage]
+            end = encoder_or_url._suffix  # pyright: ignore[reportPrivateUsage]
+            with open_client(retry_s=RETRY_S) as client:
+                return _examine(ServerSubject(client, end=end), None, reference, max_tokens)
         return _examine(EncoderSubject(encoder_or_url), encoder_or_url, reference, max_tokens)
     if model is None:
         raise ConfigError("model is missing; give the name that the server has for its model")
-    from ..remote import ServerClient
-
     with ServerClient(
         encoder_or_url, model=model, api_key_env=api_key_env, retry_s=RETRY_S
     ) as client:

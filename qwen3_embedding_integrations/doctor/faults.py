@@ -35,8 +35,8 @@ REMEDIES = {
     Fault.NON_FINITE: "serve in bfloat16, or float32 where the device lacks it: the 8B overflows "
     "float16 (QwenLM/Qwen3-Embedding#164)",
     Fault.END_MISSING: "the tokenizer must append one <|endoftext|>: take the model's own "
-    "tokenizer.json, or a GGUF made after ggml-org/llama.cpp#14234; until then write "
-    '"<|endoftext|>" after each text',
+    "tokenizer.json, or a GGUF made after ggml-org/llama.cpp#14234; until then "
+    'RemoteEncoder(end_token="client") writes it',
     Fault.END_DOUBLED: "append <|endoftext|> by the tokenizer or by hand, not both: since revision "
     "97b0c614 tokenizer.json does",
     Fault.END_WRONG: "tokenizer.eos_token is <|im_end|>, not what a text ends with: append "

@@ -18,6 +18,9 @@ from ..errors import NonFiniteOutputError, Qwen3EmbeddingError, RemoteError
 if TYPE_CHECKING:
     from ..remote import ServerClient
 
+# 1 - cosine allowed by the arithmetic, as published: 0.99999 in float32, 0.9995 in the others.
+TOLERANCES = {"float32": 1e-5, "bfloat16": 5e-4, "float16": 5e-4}
+
 Vectors = npt.NDArray[np.float64]
 NAN_WORDS = re.compile(r"\bnan\b|\binf(inity)?\b|not finite|non-finite", re.IGNORECASE)
 
@@ -90,7 +93,7 @@ class EncoderSubject:
         self.name = f"{contract.model} ({encoder!r})"
         self.model = contract.model
         self.instruction = contract.instruction or WEB_SEARCH
-        self.dtype: str | None = contract.dtype
+        self.dtype = contract.dtype if contract.dtype in TOLERANCES else None
         self.quantization = contract.quantization
         self.max_tokens: int | None = contract.max_length
         self._encoder = encoder
@@ -121,22 +124,28 @@ class EncoderSubject:
 
 
 class ServerSubject:
-    """An OpenAI-compatible server; it gets whole strings, as its clients send them."""
+    """An OpenAI-compatible server; it gets whole strings, as its clients send them.
+
+    `end` is what the client writes after each text: the end token, where the server forgets it.
+    """
 
     dtype = quantization = max_tokens = None
     instruction = WEB_SEARCH
 
-    def __init__(self, client: ServerClient) -> None:
+    def __init__(self, client: ServerClient, *, end: str = "") -> None:
         self.name = f"{client.model} at {client.base_urls[0]}"
         self.model = client.model
         self.num_tokens: int | None = None
         self._client = client
+        self._end = end
 
     def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> Vectors:
-        return self._ask(list(texts), {} if dimensions is None else {"dimensions": dimensions})
+        texts = [text + self._end for text in texts]
+        return self._ask(texts, {} if dimensions is None else {"dimensions": dimensions})
 
     def embed_queries(self, queries: Sequence[str], instruction: str) -> Vectors:
-        return self._ask(list(queries), {"input_type": "query", "instruction": instruction})
+        queries = [query + self._end for query in queries]
+        return self._ask(queries, {"input_type": "query", "instruction": instruction})
 
     def embed_ids(self, token_ids: Sequence[int]) -> Vectors:
         return self._ask([list(token_ids)], {})

@@ -15,6 +15,7 @@ from ..contract import EmbeddingContract, Encoder
 from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError, ContractMismatchError
+from ..remote import RemoteEncoder
 from ..sharing import shared_encoder
 from .client import connect, current_name, stored_contract
 from .points import payloads_of, point_ids
@@ -175,7 +176,8 @@ class Qwen3Collection:
 
     def _create(self, contract: EmbeddingContract) -> None:
         encoder = self.encoder
-        config = encoder.config.portable() if isinstance(encoder, Qwen3Encoder) else None
+        has_config = isinstance(encoder, Qwen3Encoder | RemoteEncoder)
+        config = encoder.config.portable() if has_config else None
         create(self.client, self.name, contract, config, self._storage)
 
     def _check_vectors(self, stored: Any, index: str) -> None:

@@ -1,5 +1,7 @@
 """Vectors from an OpenAI-compatible server: the bare requests, and the encoder over them."""
 
-from .client import Answer, ServerClient
+from .answers import Answer
+from .client import ServerClient
+from .encoder import RemoteEncoder
 
-__all__ = ["Answer", "ServerClient"]
+__all__ = ["Answer", "RemoteEncoder", "ServerClient"]

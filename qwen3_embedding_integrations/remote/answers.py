@@ -6,14 +6,14 @@ import base64
 import binascii
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import RemoteError
 
-if TYPE_CHECKING:
-    from .client import Answer, Vectors
+Vectors = npt.NDArray[np.float32]
 
 MAX_SAID = 500  # characters of a server's own words in a message
 
@@ -26,10 +26,15 @@ TOO_LONG = re.compile(
 )
 
 
+class Answer(NamedTuple):
+    """What a server said of some inputs."""
+
+    vectors: Vectors  # (N, W), in the order of the inputs, each number as it was sent
+    num_tokens: int | None  # by its own count; None if it does not tell
+
+
 def parse_answer(content: bytes, num_inputs: int, url: str) -> Answer:
     """Return the vectors of an answer in the order of the inputs. Raises RemoteError."""
-    from .client import Answer
-
     try:
         payload = json.loads(content)
         rows = [(row.get("index"), row["embedding"]) for row in payload["data"]]

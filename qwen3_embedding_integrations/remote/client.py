@@ -9,19 +9,17 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ..core.config import split_urls
 from ..errors import ConfigError, MissingDependencyError, RemoteError
-from .answers import TOO_LONG, parse_answer, server_message
+from .answers import TOO_LONG, Answer, parse_answer, server_message
 
 if TYPE_CHECKING:
     import httpx
 
-Vectors = npt.NDArray[np.float32]
 Inputs = Sequence[str] | Sequence[Sequence[int]]
 
 NO_KEY = "EMPTY"  # what clients of servers without keys send, by vLLM's and SGLang's convention
@@ -29,13 +27,6 @@ PASSING = {408, 429, 500, 502, 503, 504}
 CONNECT_S = 10.0
 DOWN_S = 10.0  # how long a server that took no connection is asked last
 MAX_WAIT_S = 10.0  # between two attempts, unless the server says how long
-
-
-class Answer(NamedTuple):
-    """What a server said of some inputs."""
-
-    vectors: Vectors  # (N, W), in the order of the inputs, each number as it was sent
-    num_tokens: int | None  # by its own count; None if it does not tell
 
 
 @dataclass
@@ -73,11 +64,18 @@ class ServerClient:
         except ImportError as error:
             raise MissingDependencyError("httpx", extra="remote", reason=error) from error
 
+        if timeout_s <= 0 or retry_s < 0:
+            raise ConfigError(
+                f"timeout_s is {timeout_s}, retry_s is {retry_s}; give seconds, more than 0 and 0 "
+                "or more"
+            )
         self.base_urls = split_urls(base_url)
         self.model = model
         self._retry_s = retry_s
         self._endpoints = [_Endpoint(url) for url in self.base_urls]
         self._turns = itertools.count()
+        self.num_requests = 0
+        self.num_retries = 0
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {find_key(api_key, api_key_env)}"},
             timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
@@ -103,6 +101,7 @@ class ServerClient:
             attempts=None if self._retry_s else 1,
             timeout=self._retry_s or None,
             wait_max=MAX_WAIT_S,
+            wait_jitter=0.5,
         ):
             with attempt:
                 return self._ask(body, len(rows))
@@ -125,6 +124,7 @@ class ServerClient:
         """Return whether to ask again, or after how many seconds."""
         if not isinstance(error, RemoteError) or not is_passing(error):
             return False
+        self.num_retries += 1
         return True if error.retry_after_s is None else min(error.retry_after_s, self._retry_s)
 
     def _ask(self, body: dict[str, Any], num_inputs: int) -> Answer:
@@ -164,6 +164,7 @@ class ServerClient:
 
         content = json.dumps(body, ensure_ascii=False).encode()
         url = f"{endpoint.base_url}/embeddings"
+        self.num_requests += 1
         try:
             return self._http.post(
                 url, content=content, headers={"Content-Type": "application/json"}
@@ -183,25 +184,6 @@ def is_passing(error: RemoteError) -> bool:
     if error.status == 500 and TOO_LONG.search(str(error)):  # llama.cpp's status for it
         return False
     return error.status is None or error.status in PASSING
-
-
-def split_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the URLs, without final slashes. Raises ConfigError for what is none, or has a key."""
-    given = base_url.split(",") if isinstance(base_url, str) else base_url
-    urls = tuple(url.strip().rstrip("/") for url in given)
-    for url in urls or ("",):
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ConfigError(
-                f"base_url is {url!r}; give the address of an OpenAI-compatible server, such as "
-                "http://localhost:8000/v1"
-            )
-        if parts.username or parts.password or parts.query:
-            raise ConfigError(
-                f"base_url for {parts.hostname} holds a name, a password or a query; indexes keep "
-                "base_url: put the key into an environment variable and name it in api_key_env"
-            )
-    return urls
 
 
 def find_key(api_key: str | None, api_key_env: str | None) -> str:

@@ -35,6 +35,8 @@ from qwen3_embedding_integrations import (
     NonFiniteOutputError,
     Qwen3EmbeddingError,
     Qwen3Encoder,
+    RemoteEncoder,
+    RemoteError,
     TextTooLongError,
     shared_encoder,
 )
@@ -61,6 +63,23 @@ def an_encoder() -> None:
     Qwen3Encoder("tiny").close()
     assert_type(shared_encoder("tiny"), Qwen3Encoder)
     assert_type(shared_encoder(), Qwen3Encoder)
+
+
+def a_remote_encoder() -> Encoder:
+    with RemoteEncoder(
+        ["http://a/v1", "http://b/v1"], model="m", api_key="k", dimensions=64
+    ) as one:
+        assert_type(one.encode_queries(["a query"], instruction="Find the law"), Vectors)
+        assert_type(one.encode_documents(["a document"], show_progress=False), Vectors)
+        assert_type(one.stream_documents(text for text in ("a", "b")), Iterator[Vectors])
+        assert_type(one.dimensions, int)
+        assert_type(one.stats(), EncoderStats)
+        assert_type(one.contract, EmbeddingContract)
+    try:
+        return RemoteEncoder("http://a/v1", model="m", api_key_env="KEY")
+    except RemoteError as error:
+        assert_type((error.url, error.status), tuple[str, int | None])
+        raise
 
 
 async def an_encoder_awaited(encoder: Qwen3Encoder) -> None:
@@ -118,7 +137,7 @@ def chroma() -> Collection:
     function = Qwen3EmbeddingFunction("tiny", dimensions=128, instruction="Find the law")
     assert_type(function(["a document"]), ChromaEmbeddings)
     assert_type(function.embed_query(["a query"]), ChromaEmbeddings)
-    assert_type(function.encoder, Qwen3Encoder)
+    assert_type(function.encoder, Qwen3Encoder | RemoteEncoder)
     client = chromadb.EphemeralClient()
     open_collection(client, "articles", function, metadata={"owner": "me"}, allow_mismatch=True)
     articles = open_collection(client, "articles", model="tiny", dimensions=128)

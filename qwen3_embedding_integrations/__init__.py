@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .contract import EmbeddingContract, Encoder, EncoderStats
     from .core.config import EncoderConfig
-    from .doctor import Check, Diagnosis, Fault, diagnose
+    from .doctor.diagnosis import diagnose
+    from .doctor.faults import Check, Diagnosis, Fault
     from .encoder import Qwen3Encoder
     from .errors import (
         ConfigError,
@@ -71,18 +72,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Check": "doctor",
-    "Diagnosis": "doctor",
+    "Check": "doctor.faults",
+    "Diagnosis": "doctor.faults",
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
     "EncoderStats": "contract",
-    "Fault": "doctor",
+    "Fault": "doctor.faults",
     "IndexReport": "indexing",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
     "RemoteEncoder": "remote",
-    "diagnose": "doctor",
+    "diagnose": "doctor.diagnosis",
     "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",

@@ -189,12 +189,18 @@ def test_two_faults_get_two_names() -> None:
 
 
 def test_other_weights(tmp_path: Path) -> None:
-    """A server of another model is named so: of tiny's width, and of a larger one."""
+    """A server of another model is named so, whatever it counts and whatever its width."""
     shape = json.loads((TINY / "config.json").read_text())
     same_width = write_like_tiny(tmp_path / "same", shape)
     wider = write_like_tiny(tmp_path / "wider", shape | {"hidden_size": 320})
-    for folder in (same_width, wider):
-        with serving(TransformersBackend(folder=folder)) as url:
+    narrower = write_like_tiny(tmp_path / "narrower", shape | {"hidden_size": 192})
+    for backend in (
+        TransformersBackend(folder=same_width),
+        TransformersBackend(folder=same_width, change_ids=lambda ids: [END, *ids]),
+        TransformersBackend(folder=wider),
+        TransformersBackend(folder=narrower),
+    ):
+        with serving(backend) as url:
             weights, values, nothing = three_ways(url)
         assert weights.faults == values.faults == (Fault.OTHER_WEIGHTS,)
         assert nothing.is_right, problems(nothing)
@@ -508,6 +514,7 @@ def test_the_command_on_a_right_model() -> None:
     assert any("attention:" in line for line in report["machine"]["choices"])
     assert report["machine"]["versions"]["torch"] == torch.__version__
     assert {check["verdict"] for check in report["checks"]} == {"right"}
+    assert "attention" not in done.stderr
 
 
 def test_the_command_on_a_wrong_server() -> None:

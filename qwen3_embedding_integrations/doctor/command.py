@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from .faults import REMEDIES, Diagnosis
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from .faults import Diagnosis
 
 COLORS = {"right": "green", "wrong": "red", "note": "yellow", "skipped": "dim"}
 ENCODER_OPTIONS = ("dimensions", "dtype", "device", "quantization", "revision")
@@ -96,8 +95,6 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from .faults import REMEDIES
-
     title = Text(f"{diagnosis.subject}\ncompared with: {COMPARED[diagnosis.known]}")
     table = Table("check", "", "", title=title, title_justify="left", box=SIMPLE_HEAD)
     for check in diagnosis.checks:
@@ -106,10 +103,13 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
         table.add_row(check.name, Text(check.verdict, style=COLORS[check.verdict]), said)
     console.print(table)
     if diagnosis.is_right:
-        console.print(Text("right", style="green"))
+        is_known = diagnosis.known != "nothing"
+        verdict = "right" if is_known else "nothing wrong was found; the weights are unknown"
+        console.print(Text(verdict, style="green" if is_known else "yellow"))
     for fault in diagnosis.faults:
         console.print(Text(f"{fault}: {REMEDIES[fault]}", style="red"))
-    console.print("\nFor a bug report:", Text(json.dumps(diagnosis.machine, indent=1)), sep="\n")
+    report = json.dumps(diagnosis.machine, ensure_ascii=False, indent=1)
+    console.print(Text(f"\nFor a bug report:\n{report}"), soft_wrap=True)
 
 
 COMPARED = {

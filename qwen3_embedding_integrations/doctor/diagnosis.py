@@ -145,15 +145,19 @@ def _run(
     ]
     if folder is not None:
         rest.append(("values of the weights", lambda: check_values(interview, folder, **facts)))
-    for name, check in rest:
+    for name, run_check in rest:
         try:
-            checks.append(check())
+            checks.append(run_check())
         except Refusal as refusal:
             checks.append(_skipped(name, str(refusal)))
     if folder is not None and checks[-1].verdict in {"wrong", "note"}:
         return checks  # it has a name, or the weights' answer is known better than the published
     if golden is not None:
-        checks.append(check_golden(interview, golden, **facts))
+        check = check_golden(interview, golden, **facts)
+        if folder is not None and check.verdict == "wrong":
+            detail = f"the weights at hand are not those of {golden.model}"
+            check = replace(check, detail=detail, fault=Fault.OTHER_WEIGHTS, is_certain=True)
+        checks.append(check)
     elif folder is None:
         checks.append(_skipped("values", "unknown model: give --reference, or its official name"))
     return checks

@@ -45,12 +45,13 @@ class TransformersBackend:
     padding_side: str = "right"
     pool: str = "last"  # last, mean, first, or end: at position -1 whatever stands there
     is_normalized: bool = True
-    cuts: str = "renormalised"  # or "raw", "ignored", "refused"
+    cuts: str = "renormalised"  # or "raw", "last", "ignored", "refused"
     width: int | None = None  # cut to always, without another normalisation
     takes_ids: bool = True
     scramble: bool = False
     blow_up: float = 1.0  # up_proj times, down_proj divided by this: the same function
     is_causal: bool = True
+    levels: int | None = None  # each row of each weight is rounded to so many on either side of 0
     folder: Path = TINY
     _model: Any = field(init=False)
     _tokenizer: Any = field(init=False)
@@ -62,6 +63,9 @@ class TransformersBackend:
         for layer in model.layers if self.blow_up != 1 else ():
             layer.mlp.up_proj.weight.data *= self.blow_up
             layer.mlp.down_proj.weight.data /= self.blow_up
+        for weight in model.parameters() if self.levels else ():
+            scale = weight.data.abs().amax(-1, keepdim=True) / self.levels
+            weight.data = (weight.data / scale).round() * scale
         self._model = model.to(self.dtype).eval()
 
     def __call__(self, texts: Texts, fields: dict[str, Any]) -> tuple[np.ndarray, int]:
@@ -135,7 +139,7 @@ class TransformersBackend:
             return vectors
         if self.cuts == "refused":
             raise Refused("Model does not support matryoshka representation")
-        vectors = vectors[:, :width]
+        vectors = vectors[:, -width:] if self.cuts == "last" else vectors[:, :width]
         if self.cuts == "raw":
             return vectors
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -173,6 +177,8 @@ def serving(embed: Embed, *, takes_base64: bool = True) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 60
+        # Else an answer waits 40 ms for the client to acknowledge its headers.
+        disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -86,6 +86,10 @@ FAULTS: dict[str, tuple[dict[str, Any], set[Fault], set[Fault], set[Fault]]] = {
         {"pool": "first"},
         {Fault.FIRST_TOKEN_POOLING}, {Fault.FIRST_TOKEN_POOLING}, {Fault.FIRST_TOKEN_POOLING},
     ),
+    "first token, bfloat16": (
+        {"pool": "first", "dtype": torch.bfloat16},
+        {Fault.FIRST_TOKEN_POOLING}, {Fault.FIRST_TOKEN_POOLING}, {Fault.FIRST_TOKEN_POOLING},
+    ),
     "a space in the server's query template": (
         {"query": "Instruct: {instruction}\nQuery: {text}"},
         {Fault.WRONG_TEMPLATE}, {Fault.WRONG_TEMPLATE}, {Fault.WRONG_TEMPLATE},
@@ -119,6 +123,10 @@ FAULTS: dict[str, tuple[dict[str, Any], set[Fault], set[Fault], set[Fault]]] = {
         {Fault.CUT_WITHOUT_RENORMALIZING},
         {Fault.CUT_WITHOUT_RENORMALIZING},
         {Fault.CUT_WITHOUT_RENORMALIZING},
+    ),
+    "the last dimensions": (
+        {"cuts": "last"},
+        {Fault.CUT_ELSEWHERE}, {Fault.CUT_ELSEWHERE}, {Fault.CUT_ELSEWHERE},
     ),
     "cut always, not normalised again": (
         {"width": 128},
@@ -218,11 +226,11 @@ def write_like_tiny(folder: Path, shape: dict[str, Any]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("limit", [100, 128, 256, 1024])
+@pytest.mark.parametrize("limit", [100, 128, 512])
 def test_the_cut_is_measured(limit: int) -> None:
     """Where a server cuts is said to a few tokens; tiny's tokens are nearly words."""
     with serving(TransformersBackend(max_length=limit)) as url:
-        diagnosis = diagnose(url, model="a-fine-tune", max_tokens=1100)
+        diagnosis = diagnose(url, model="a-fine-tune", max_tokens=MAX_TOKENS)
     (check,) = (c for c in diagnosis.checks if c.fault is Fault.TRUNCATED)
     found = int(check.detail.partition("about ")[2].split()[0])
     assert abs(found - limit) <= max(6, limit // 32), check.detail
@@ -288,6 +296,15 @@ def test_server_limits_are_noted() -> None:
     assert "matryoshka" in notes["dimensions"]
 
 
+def test_coarse_weights_are_noted() -> None:
+    """A server of weights in eight bits is right, with a note of how far off it is."""
+    with serving(TransformersBackend(levels=127)) as url:
+        for diagnosis in three_ways(url)[:2]:
+            assert diagnosis.is_right, problems(diagnosis)
+            notes = [check.detail for check in diagnosis.checks if check.verdict == "note"]
+            assert any("quantised weights" in note for note in notes), notes
+
+
 ENCODERS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
@@ -321,6 +338,8 @@ def test_a_stored_int8_model_is_compared_with_recorded_values(tmp_path: Path) ->
     assert diagnosis.known == "values"
     assert diagnosis.is_right, problems(diagnosis)
     assert {c.name: c.verdict for c in diagnosis.checks}["published values"] == "right"
+    with pytest.raises(ConfigError, match="int8 weights; give their source"):
+        diagnose(shared_encoder("tiny"), reference=str(folder))
 
 
 class Adapter:
@@ -384,6 +403,8 @@ def test_instructed_documents_are_found() -> None:
     diagnosis = diagnose(adapter, reference="tiny", max_tokens=200)  # type: ignore[arg-type]
     assert Fault.WRONG_TEMPLATE in diagnosis.faults
     assert any("before every text" in problem for problem in problems(diagnosis))
+    diagnosis = diagnose(adapter, reference=None, max_tokens=200)  # type: ignore[arg-type]
+    assert any("documents are given" in problem for problem in problems(diagnosis))
 
 
 def test_an_inexact_encoder_is_found() -> None:
@@ -490,6 +511,8 @@ def test_a_server_that_cannot_be_asked_is_an_error() -> None:
         diagnose(wrong, model="tiny")
     with pytest.raises(ConfigError, match="model is missing"):
         diagnose(wrong)
+    with pytest.raises(ConfigError, match="an encoder has its own"):
+        diagnose(shared_encoder("tiny"), model="tiny")
     with pytest.raises(ConfigError, match="max_tokens is 8"):
         diagnose(wrong, model="tiny", max_tokens=8)
 

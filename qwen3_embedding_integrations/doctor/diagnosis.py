@@ -31,7 +31,7 @@ from .subject import EncoderSubject, Interview, Refusal, ServerSubject, Subject
 from .values import check_values
 
 MAX_TOKENS = 2300  # beyond the limits that servers are most often left at: 512, 2,048
-RETRY_S = 5.0
+RETRY_S = 2.0  # long enough for a busy moment; a server that answers NaN by 500 is asked so long
 
 
 def diagnose(

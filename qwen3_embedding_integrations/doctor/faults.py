@@ -23,6 +23,7 @@ class Fault(StrEnum):
     INSTRUCTION_IGNORED = "instruction ignored"
     NOT_NORMALIZED = "not normalised"
     CUT_WITHOUT_RENORMALIZING = "cut without renormalising"
+    CUT_ELSEWHERE = "dimensions are not the first"
     TRUNCATED = "truncated"
     WRONG_PADDING = "wrong padding side"
     DEPENDS_ON_BATCH = "a text's vector depends on its batch"
@@ -51,6 +52,7 @@ REMEDIES = {
     Fault.INSTRUCTION_IGNORED: "write the instruction that a call is given into its prompt",
     Fault.NOT_NORMALIZED: "normalise (L2) what the server sends, or use cosine distance everywhere",
     Fault.CUT_WITHOUT_RENORMALIZING: "normalise (L2) after cutting to `dimensions`, not before",
+    Fault.CUT_ELSEWHERE: "`dimensions` are the first numbers of the model's vector, normalised",
     Fault.TRUNCATED: "raise the server's limit (Ollama: num_ctx; TEI: --max-batch-tokens and "
     "--auto-truncate false; sentence-transformers: max_seq_length); the models read 32,768 tokens",
     Fault.WRONG_PADDING: "pad on the left where position -1 is pooled, or pool at each text's own "

@@ -19,8 +19,10 @@ from .texts import (
 )
 
 NORM_ATOL = 0.01  # of a unit vector: float16 sums of 4,096 squares stay within it
-SAME = 1e-10  # 1 - cosine of two answers to one text on one machine, where nothing is batched
-SAME_IN_BATCH = 1e-3  # bfloat16 in another order of sums: 5e-5; a token beside: 1e-2 and more
+EXACT = 1e-10  # 1 - cosine of what is computed twice in one order
+# 1 - cosine of one text's vectors: bfloat16 sums in another order make 5e-5, and another text's are
+# 1e-1 off; with and without an instruction tiny's are 2e-3 off, the real models' 1e-1.
+SAME = 1e-3
 CLEARLY = 0.25  # the nearest of several readings is at most this far, by the right one's distance
 COMMON_LIMITS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
@@ -91,9 +93,9 @@ def check_dimensions(interview: Interview) -> Check:
         detail = f"asked for {width}, got {cut.shape[1]}: cut and normalise them yourself"
         return Check(name=name, verdict="note", detail=detail)
     norms, off = np.linalg.norm(cut, axis=1), distances(cut, whole[:, :width]).max()
-    if off > SAME_IN_BATCH:
+    if off > SAME:
         detail = f"{width} dimensions are not the first {width} (1 - cosine {off:.1e})"
-        return Check(name=name, verdict="wrong", detail=detail, fault=Fault.OTHER_WEIGHTS)
+        return Check(name=name, verdict="wrong", detail=detail, fault=Fault.CUT_ELSEWHERE)
     is_unit_whole = np.abs(np.linalg.norm(whole, axis=1) - 1).max() <= NORM_ATOL
     if np.abs(norms - 1).max() > NORM_ATOL and is_unit_whole:
         detail = f"at {width} dimensions lengths are {norms.min():.3f} to {norms.max():.3f}"
@@ -112,12 +114,12 @@ def check_batch(interview: Interview) -> Check:
         detail = f"{len(texts)} texts gave vectors of shape {batched.shape}"
         return Check(name=name, verdict="wrong", detail=detail, fault=Fault.DEPENDS_ON_BATCH)
     off = distances(alone, batched)
-    wrong = off > SAME_IN_BATCH
+    wrong = off > SAME
     if not wrong.any():
         return _check_equal_lengths(interview, float(off.max()))
     nearest = (unit(batched) @ unit(alone).T).argmax(axis=1)
     in_place = np.take_along_axis(unit(batched) @ unit(alone).T, nearest[:, None], axis=1)
-    if sorted(nearest) == list(range(len(texts))) and (in_place > 1 - SAME_IN_BATCH).all():
+    if sorted(nearest) == list(range(len(texts))) and (in_place > 1 - SAME).all():
         detail = f"{int(wrong.sum())} of {len(texts)} vectors stand at another text's place"
         return Check(name=name, verdict="wrong", detail=detail, fault=Fault.ORDER_LOST)
     detail = f"{int(wrong.sum())} of {len(texts)} vectors change in company (1 - cosine up to "
@@ -137,7 +139,7 @@ def _check_equal_lengths(interview: Interview, largest: float) -> Check:
     """
     name, texts = "alone = batched", list(long_texts(20))
     off = distances(interview.alone(texts).vectors, interview.subject.embed(texts)).max()
-    if off > SAME_IN_BATCH:
+    if off > SAME:
         detail = f"texts of equal lengths change in company (1 - cosine {off:.1e})"
         return Check(name=name, verdict="wrong", detail=detail, fault=Fault.DEPENDS_ON_BATCH)
     return Check(name=name, verdict="right", detail=f"1 - cosine at most {max(off, largest):.1e}")
@@ -197,7 +199,7 @@ def check_query_template(interview: Interview) -> Check:
     name, own = "instruction and template", interview.subject.instruction
     vectors = _of_queries(interview, own)
     right = _distance(interview, vectors, query_strings(QUERIES, own))
-    if right > SAME:
+    if right > EXACT:
         off = {
             reading.detail: _distance(interview, vectors, [reading.of(q, own) for q in QUERIES])
             for reading in QUERY_READINGS
@@ -205,13 +207,13 @@ def check_query_template(interview: Interview) -> Check:
         detail, nearest = min(off.items(), key=lambda item: item[1])
         if nearest <= CLEARLY * right:
             return Check(name=name, verdict="wrong", detail=detail, fault=Fault.WRONG_TEMPLATE)
-    if right > SAME_IN_BATCH:
+    if right > SAME:
         detail = f"queries are read in no known form (1 - cosine {right:.1e})"
         return Check(name=name, verdict="wrong", detail=detail, fault=Fault.WRONG_TEMPLATE)
     vectors = _of_queries(interview, OTHER_INSTRUCTION)
     right = _distance(interview, vectors, query_strings(QUERIES, OTHER_INSTRUCTION))
     ignored = _distance(interview, vectors, query_strings(QUERIES, own))
-    if right > SAME and ignored <= CLEARLY * right:
+    if right > EXACT and ignored <= CLEARLY * right:
         fault = Fault.INSTRUCTION_IGNORED
         return Check(name=name, verdict="wrong", detail="a call's own is not read", fault=fault)
     return Check(name=name, verdict="right", detail="as " + repr(RIGHT_QUERY.template))

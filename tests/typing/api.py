@@ -19,15 +19,18 @@ from llama_index.core.ingestion import IngestionPipeline
 from qdrant_client import QdrantClient, models
 
 from qwen3_embedding_integrations import (
+    Check,
     ConfigError,
     ContractMismatchError,
     DeviceOutOfMemoryError,
+    Diagnosis,
     EmbeddingContract,
     Encoder,
     EncoderConfig,
     EncoderStats,
     EngineClosedError,
     EngineError,
+    Fault,
     InputError,
     MissingDependencyError,
     ModelError,
@@ -38,6 +41,7 @@ from qwen3_embedding_integrations import (
     RemoteEncoder,
     RemoteError,
     TextTooLongError,
+    diagnose,
     shared_encoder,
 )
 from qwen3_embedding_integrations.chroma import Qwen3EmbeddingFunction, open_collection
@@ -193,6 +197,16 @@ def qdrant(encoder: Encoder) -> list[models.ScoredPoint]:
 
 async def qdrant_awaited(articles: Qwen3Collection) -> None:
     assert_type(await articles.aquery("a query", limit=3), list[models.ScoredPoint])
+
+
+def diagnosed(encoder: Qwen3Encoder, remote: RemoteEncoder) -> tuple[Fault, ...]:
+    diagnosis = assert_type(diagnose(encoder, reference=None, max_tokens=600), Diagnosis)
+    diagnose(remote)
+    diagnose("http://localhost:8000/v1", model="tiny", reference="tiny", api_key_env="KEY")
+    assert_type(diagnosis.is_right, bool)
+    assert_type(diagnosis.checks, tuple[Check, ...])
+    assert_type(diagnosis.to_dict(), dict[str, Any])
+    return assert_type(diagnosis.faults, tuple[Fault, ...])
 
 
 def what_the_checker_refuses(encoder: Qwen3Encoder) -> None:

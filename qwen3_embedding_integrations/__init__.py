@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .contract import EmbeddingContract, Encoder, EncoderStats
-    from .core.config import EncoderConfig
+    from .core.config import EncoderConfig, RerankerConfig
     from .doctor.diagnosis import diagnose
     from .doctor.faults import Check, Diagnosis, Fault
     from .encoder import Qwen3Encoder
@@ -33,10 +33,15 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
+    from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
+    from .keywords import KeywordIndex
     from .quantize import QuantizedModel, quantize_model
     from .remote import RemoteEncoder
-    from .sharing import shared_encoder
+    from .reranker import Qwen3Reranker, RankedDocument, RerankerStats
+    from .rows import Hit
+    from .search import EncoderReranker, Qwen3Retriever, Reranker, SearchStore
+    from .sharing import shared_encoder, shared_reranker
 
 __all__ = [
     "Check",
@@ -47,13 +52,17 @@ __all__ = [
     "EmbeddingContract",
     "Encoder",
     "EncoderConfig",
+    "EncoderReranker",
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
     "Fault",
+    "Hit",
+    "HybridStore",
     "IndexReport",
     "IndexingError",
     "InputError",
+    "KeywordIndex",
     "MissingDependencyError",
     "ModelError",
     "ModelLoadError",
@@ -61,14 +70,22 @@ __all__ = [
     "QuantizedModel",
     "Qwen3EmbeddingError",
     "Qwen3Encoder",
+    "Qwen3Reranker",
+    "Qwen3Retriever",
+    "RankedDocument",
     "RemoteEncoder",
     "RemoteError",
+    "Reranker",
+    "RerankerConfig",
+    "RerankerStats",
+    "SearchStore",
     "StoreError",
     "TextTooLongError",
     "diagnose",
     "index_documents",
     "quantize_model",
     "shared_encoder",
+    "shared_reranker",
 ]
 
 _HOMES = {
@@ -77,16 +94,28 @@ _HOMES = {
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
+    "EncoderReranker": "search",
     "EncoderStats": "contract",
     "Fault": "doctor.faults",
+    "Hit": "rows",
+    "HybridStore": "hybrid",
     "IndexReport": "indexing",
+    "KeywordIndex": "keywords",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
+    "Qwen3Reranker": "reranker",
+    "Qwen3Retriever": "search",
+    "RankedDocument": "reranker",
     "RemoteEncoder": "remote",
+    "Reranker": "search",
+    "RerankerConfig": "core.config",
+    "RerankerStats": "reranker",
+    "SearchStore": "search",
     "diagnose": "doctor.diagnosis",
     "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",
+    "shared_reranker": "sharing",
 }  # the rest are errors
 
 

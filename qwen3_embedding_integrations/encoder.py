@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +18,13 @@ from .core.config import MAX_LENGTH, MIN_DIMENSIONS, EncoderConfig, check_instru
 from .core.prompts import query_prompt
 from .core.streaming import WINDOW, stream_windows
 from .errors import ConfigError
-from .progress import watch
+from .waiting import aresults_of, results_of, submit_in_thread
 
 if TYPE_CHECKING:
-    from .core.engine import Call
+    from .core.calls import Call
     from .core.inputs import Inputs
     from .core.loading import LoadedModel
+    from .core.tokenizer import Tokenizer
 
 Vectors = npt.NDArray[np.float32]
 
@@ -47,6 +47,11 @@ class Qwen3Encoder:
         from .core.loading import load_model
 
         config = EncoderConfig.of(config)
+        if config.is_remote:
+            raise ConfigError(
+                f"base_url is {config.base_url!r}, and Qwen3Encoder computes here; use "
+                "RemoteEncoder, or shared_encoder(config)"
+            )
         loaded = load_model(config.engine)
         try:
             self._init(config, loaded)
@@ -57,13 +62,13 @@ class Qwen3Encoder:
         weakref.finalize(self, loaded.engine.stop).atexit = False
 
     @classmethod
-    def over(cls, loaded: LoadedModel, config: EncoderConfig) -> Qwen3Encoder:
+    def over(cls, loaded: LoadedModel[Tokenizer], config: EncoderConfig) -> Qwen3Encoder:
         """Return an encoder that shares a loaded model with others; see `shared_encoder`."""
         encoder = cls.__new__(cls)
         encoder._init(config, loaded)
         return encoder
 
-    def _init(self, config: EncoderConfig, loaded: LoadedModel) -> None:
+    def _init(self, config: EncoderConfig, loaded: LoadedModel[Tokenizer]) -> None:
         from .core.inputs import InputRules
 
         positions = loaded.architecture.max_positions
@@ -78,10 +83,13 @@ class Qwen3Encoder:
                 f"dimensions is {config.dimensions}, {config.model} makes {width}; choose a number "
                 f"from {MIN_DIMENSIONS} to {width}, or None"
             )
+        max_length = min(config.max_length, positions)
+        for room in loaded.rooms:  # now, not after hours, at the first text so long
+            room.check_length(max_length)
         self.config = config
         self.dimensions = config.dimensions or width
         self.model_dimensions = width
-        self.max_length = min(config.max_length, positions)
+        self.max_length = max_length
         self._loaded = loaded
         self._rules = InputRules(self.max_length, config.on_too_long, config.on_empty)
         self._counts_lock = threading.Lock()
@@ -119,11 +127,11 @@ class Qwen3Encoder:
     ) -> Vectors:
         """Return what `encode_queries` returns, without blocking the event loop."""
         prompt = self._prompt(instruction)
-        return await self._aresult(self._submit, queries, "queries", prompt)
+        return await self._aresult(queries, "queries", prompt)
 
     async def aencode_documents(self, documents: Sequence[str]) -> Vectors:
         """Return what `encode_documents` returns, without blocking the event loop."""
-        return await self._aresult(self._submit, documents, "documents")
+        return await self._aresult(documents, "documents")
 
     def stream_documents(
         self, documents: Iterable[str], *, window: int = WINDOW
@@ -235,22 +243,11 @@ class Qwen3Encoder:
         return _Job(inputs, call)
 
     def _result(self, job: _Job, show_progress: bool | None = False) -> Vectors:
-        try:
-            watch(job.call.future, lambda: job.num_done, len(job.inputs.sequences), show_progress)
-            vectors = job.call.future.result()
-        except BaseException:  # Ctrl-C too: what has not run yet is not wanted any more
-            job.call.future.cancel()
-            raise
-        return self._pooled(job, vectors)
+        return self._pooled(job, results_of(job, show_progress))
 
-    async def _aresult(self, submit: Callable[..., _Job], *arguments: Any) -> Vectors:
-        submitting = asyncio.ensure_future(asyncio.to_thread(submit, *arguments))
-        try:
-            job = await asyncio.shield(submitting)
-        except asyncio.CancelledError:
-            submitting.add_done_callback(_cancel_submitted)
-            raise
-        return self._pooled(job, await asyncio.wrap_future(job.call.future))
+    async def _aresult(self, *arguments: Any) -> Vectors:
+        job = await submit_in_thread(self._submit, *arguments)
+        return self._pooled(job, await aresults_of(job))
 
     def _pooled(self, job: _Job, vectors: Vectors) -> Vectors:
         if job.inputs.pieces is None:
@@ -264,13 +261,3 @@ class _Job(NamedTuple):
 
     inputs: Inputs
     call: Call
-
-    @property
-    def num_done(self) -> int:
-        return len(self.inputs.sequences) - self.call.num_missing
-
-
-def _cancel_submitted(submitting: asyncio.Future[_Job]) -> None:
-    """Take back a call whose caller left while it was being tokenised."""
-    if not submitting.cancelled() and submitting.exception() is None:
-        submitting.result().call.future.cancel()

@@ -45,10 +45,18 @@ class InputError(Qwen3EmbeddingError, ValueError):
 class TextTooLongError(InputError):
     """A text is longer than `max_length` and `on_too_long` is "error"."""
 
-    def __init__(self, *, index: int, num_tokens: int, max_length: int) -> None:
+    def __init__(
+        self,
+        *,
+        index: int,
+        num_tokens: int,
+        max_length: int,
+        remedies: Sequence[str] = ("truncate", "chunk_mean"),
+    ) -> None:
+        choices = " or ".join(f'"{remedy}"' for remedy in remedies)
         super().__init__(
             f"text {index} has {num_tokens} tokens, max_length is {max_length}; shorten it, raise "
-            'max_length, or set on_too_long="truncate" or "chunk_mean"',
+            f"max_length, or set on_too_long={choices}",
             index=index,
         )
         self.num_tokens = num_tokens

@@ -28,19 +28,23 @@ def quantize_model(
 
     `Qwen3Encoder(EncoderConfig(model=out))` then gives the vectors of
     `EncoderConfig(model=model, quantization="int8")`, under the contract of `model`, without
-    quantising at every start. Raises ConfigError when `out` exists, ModelLoadError when `model`
-    cannot be read or is quantised already.
+    quantising at every start; a reranker's folder is one for `Qwen3Reranker` likewise. Raises
+    ConfigError when `out` exists, ModelLoadError when `model` cannot be read or is quantised
+    already.
     """
-    from .core.checkpoint import locate_model, read_architecture, read_quantization
+    from .core.checkpoint import locate_model, read_quantization
+    from .core.pairs import appends_end
     from .core.quantization import quantize_folder
+    from .core.tokenizer import load_tokenizer
 
     out = Path(out).expanduser()
     config = EngineConfig(model=model, revision=revision, local_files_only=local_files_only)
     folder = locate_model(config)
-    architecture = read_architecture(folder)
     if read_quantization(folder) is not None:
         raise ConfigError(f"{model} has int8 weights already; use it as it is, or give its source")
-    kept = quantize_folder(folder, architecture, out, source=model)
+    is_encoder = appends_end(load_tokenizer(folder))
+    task = "embedding" if is_encoder else "reranking"
+    kept = quantize_folder(folder, out, task=task, source=model)
     num_bytes = (out / "model.safetensors").stat().st_size
     return QuantizedModel(folder=out, num_bytes=num_bytes, kept=kept)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -44,12 +44,16 @@ class Row(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """One document found."""
+    """One document found.
 
-    id: RowId
-    score: float  # higher is better; the cosine, unless the search says otherwise
+    `score` falls from hit to hit of one search and means nothing beside another search's; for a
+    store's own hits it is the cosine, for those of a reranker the reranker's.
+    """
+
+    id: str  # an int id of Qdrant's comes as its digits
+    score: float
     text: str
-    facts: dict[str, Any]  # source, position, title, and what the file said
+    facts: dict[str, Any]  # source, position, title, and what else is kept beside the text
 
 
 class Sink(Protocol):
@@ -86,7 +90,10 @@ class Sink(Protocol):
         ...
 
     def ids_beyond(self, source: str, position: int) -> list[RowId]:
-        """Return the ids of a source's rows at `position` and after it."""
+        """Return the ids of a source's rows at `position` and after it, last first.
+
+        So that a deletion that dies halfway leaves no gap before what it did not come to.
+        """
         ...
 
     def rows(self) -> Iterator[tuple[Row, Vectors]]:
@@ -115,6 +122,11 @@ def row_of(document: Document) -> Row:
     facts = {**theirs, **title, **own}
     row_id = document_id(document.source, document.position)
     return Row(row_id, document.text, {**facts, HASH_KEY: content_hash(document.text, facts)})
+
+
+def last_first(rows: Iterable[tuple[Any, RowId]]) -> list[RowId]:
+    """Return the ids of (position, id), the highest position first."""
+    return [row_id for _, row_id in sorted(rows, key=lambda row: row[0], reverse=True)]
 
 
 def document_id(source: str, position: int) -> str:

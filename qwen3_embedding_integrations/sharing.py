@@ -1,39 +1,44 @@
-"""shared_encoder: one copy of the weights per process, whoever asks, also after a fork."""
+"""shared_encoder, shared_reranker: one copy of the weights per process, also after a fork."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from .core.config import EncoderConfig, EngineConfig
+from .core.config import EncoderConfig, EngineConfig, RerankerConfig
 from .encoder import Qwen3Encoder
 from .remote import RemoteEncoder
+from .reranker import Qwen3Reranker
 
 if TYPE_CHECKING:
     from .core.loading import LoadedModel
+    from .core.pairs import PairTokenizer
+    from .core.tokenizer import Tokenizer
+
+C = TypeVar("C", EncoderConfig, RerankerConfig)
+M = TypeVar("M", Qwen3Encoder, Qwen3Reranker)
+L = TypeVar("L", "LoadedModel[Tokenizer]", "LoadedModel[PairTokenizer]")
 
 
 @dataclass
 class _Slot:
-    """The one copy of the weights of an EngineConfig in this process."""
+    """The one copy of the weights of an EngineConfig in this process, for one kind of model."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    loaded: LoadedModel | None = None
+    loaded: Any = None  # L of the kind
 
 
 @dataclass
 class _Registry:
     lock: threading.Lock = field(default_factory=threading.Lock)
-    slots: dict[EngineConfig, _Slot] = field(default_factory=dict[EngineConfig, _Slot])
-    encoders: dict[EncoderConfig, Qwen3Encoder] = field(
-        default_factory=dict[EncoderConfig, Qwen3Encoder]
+    slots: dict[tuple[type, EngineConfig], _Slot] = field(
+        default_factory=dict[tuple[type, EngineConfig], _Slot]
     )
-    remote: dict[EncoderConfig, RemoteEncoder] = field(
-        default_factory=dict[EncoderConfig, RemoteEncoder]
-    )
+    models: dict[EngineConfig, Any] = field(default_factory=dict[EngineConfig, Any])
 
 
 _registry = _Registry()
@@ -55,35 +60,52 @@ def shared_encoder(
     with a `base_url` gives the RemoteEncoder that asks there, without torch.
     """
     config = EncoderConfig.of(config)
-    if config.base_url is not None:
+    if config.is_remote:
         return _remote_encoder(config)
-    from .core.loading import load_model, resolve
+    from .core.loading import load_model
+
+    return _shared(config, load_model, Qwen3Encoder.over)
+
+
+def shared_reranker(config: RerankerConfig | str | None = None) -> Qwen3Reranker:
+    """Return this process's reranker for `config`, loaded on the first call.
+
+    Rerankers that differ only in instruction, max_length or on_too_long share one copy of the
+    weights and one queue. Safe in threads and after a fork, as `shared_encoder`.
+    """
+    from .core.loading import load_reranker
+
+    return _shared(RerankerConfig.of(config), load_reranker, Qwen3Reranker.over)
+
+
+def _shared(config: C, load: Callable[[EngineConfig], L], over: Callable[[L, C], M]) -> M:
+    from .core.loading import resolve
 
     registry = _registry
     with registry.lock:
-        encoder = registry.encoders.get(config)
-        if encoder is not None and not encoder.is_closed:
-            return encoder
+        model = registry.models.get(config)
+        if model is not None and not model.is_closed:
+            return model
     engine_config = resolve(config.engine)  # "auto" and what it comes to are one engine
     with registry.lock:
-        slot = registry.slots.setdefault(engine_config, _Slot())
+        slot = registry.slots.setdefault((type(config), engine_config), _Slot())
     with slot.lock:  # its own: another model loads meanwhile
         if slot.loaded is None or slot.loaded.engine.is_closed:
-            slot.loaded = load_model(engine_config)
+            slot.loaded = load(engine_config)
         with registry.lock:
-            encoder = registry.encoders.get(config)
-            if encoder is None or encoder.is_closed:
-                encoder = Qwen3Encoder.over(slot.loaded, config)
-                registry.encoders[config] = encoder
-            return encoder
+            model = registry.models.get(config)
+            if model is None or model.is_closed:
+                model = over(slot.loaded, config)
+                registry.models[config] = model
+            return model
 
 
 def _remote_encoder(config: EncoderConfig) -> RemoteEncoder:
     registry = _registry
     with registry.lock:
-        encoder = registry.remote.get(config)
+        encoder = registry.models.get(config)
         if encoder is None or encoder.is_closed:
-            encoder = registry.remote[config] = RemoteEncoder.of(config)
+            encoder = registry.models[config] = RemoteEncoder.of(config)
         return encoder
 
 

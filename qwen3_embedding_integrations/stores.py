@@ -13,8 +13,10 @@ from .contract import EmbeddingContract
 from .core.config import EncoderConfig, check_options
 from .encoder import Qwen3Encoder
 from .errors import ConfigError, InputError, Qwen3EmbeddingError, StoreError
+from .hybrid import HybridStore
 from .indexing import ReindexReport, can_cut, rebuild
 from .indexing.job import Progress
+from .keywords import KeywordIndex
 from .remote import RemoteEncoder
 from .sharing import shared_encoder
 
@@ -26,8 +28,14 @@ if TYPE_CHECKING:
 class OpenStore(NamedTuple):
     """A collection and the encoder that made its vectors."""
 
-    store: ChromaStore | QdrantStore
+    store: ChromaStore | QdrantStore | HybridStore
     encoder: Qwen3Encoder | RemoteEncoder
+
+    def with_keywords(self, path: str | Path) -> OpenStore:
+        """Return the collection with the keyword index of this file, made or brought up to date."""
+        if isinstance(self.store, HybridStore):
+            return self
+        return self._replace(store=HybridStore(self.store, KeywordIndex(path)))
 
 
 def open_store(
@@ -239,6 +247,13 @@ def read_contract(store: str, location: str, collection: str) -> EmbeddingContra
 def merge(stored: EncoderConfig | None, options: dict[str, Any]) -> EncoderConfig:
     """Return the stored options, overridden by those given."""
     return EncoderConfig.from_options(**{**(stored.portable() if stored else {}), **options})
+
+
+def keywords_path(location: str, collection: str, given: Path | None) -> Path | None:
+    """Return the file of a collection's keywords: as given, or in its folder; None for a URL."""
+    if given is not None or is_url(location):
+        return given
+    return Path(location) / f"{collection}.keywords"
 
 
 def is_url(location: str) -> bool:

@@ -20,9 +20,15 @@ from hypothesis import settings
 from qwen3_embedding_integrations import (
     EncoderConfig,
     Qwen3Encoder,
+    Qwen3Reranker,
+    RerankerConfig,
     shared_encoder,
 )
-from tests.checkpoints import SHAPE_SMALL, write_checkpoint
+from tests.checkpoints import SHAPE_SMALL, write_checkpoint, write_reranker
+
+# Before Triton, which reads it once: without a card its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # The same examples in every run, and no deadline: the cores are shared.
 settings.register_profile("tests", deadline=None, derandomize=True)
@@ -34,6 +40,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needs = {
         "cuda": (torch.cuda.is_available(), "needs a CUDA device"),
         "weights": ("QWEN3_WEIGHTS" in os.environ, "set QWEN3_WEIGHTS to a folder or a hub id"),
+        "reranker_weights": (
+            "QWEN3_RERANKER_WEIGHTS" in os.environ,
+            "set QWEN3_RERANKER_WEIGHTS to a folder or a hub id",
+        ),
     }
     for item in items:
         for marker, (is_there, reason) in needs.items():
@@ -59,3 +69,17 @@ def small(small_checkpoint: Path) -> Iterator[Qwen3Encoder]:
     config = EncoderConfig(model=str(small_checkpoint), dtype="float32", max_batch_tokens=8192)
     with Qwen3Encoder(config) as encoder:
         yield encoder
+
+
+@pytest.fixture(scope="session")
+def reranker_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder: four random layers, laid out like a reranker; do not change it."""
+    return write_reranker(tmp_path_factory.mktemp("reranker") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def reranker(reranker_checkpoint: Path) -> Iterator[Qwen3Reranker]:
+    """Yield the reranker of `reranker_checkpoint`, in float32; do not close it."""
+    config = RerankerConfig(model=str(reranker_checkpoint), dtype="float32", max_batch_tokens=8192)
+    with Qwen3Reranker(config) as reranker:
+        yield reranker

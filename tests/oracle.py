@@ -1,14 +1,22 @@
-"""The oracle: transformers' Qwen3Model, one text at a time, with the official tokenizer."""
+"""The oracle: transformers' Qwen3, one text at a time, with the official tokenizer.
+
+Rerankers as their card shows it: batches padded on the left.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+GOLDEN = json.loads((Path(__file__).parent / "data/golden_reranker.json").read_text())
 
 
 def reference_vectors(
@@ -38,3 +46,45 @@ def largest_difference(ours: np.ndarray, expected: np.ndarray) -> float:
     assert ours.shape == expected.shape
     assert np.isfinite(ours).all()
     return float(np.abs(ours - expected).max())
+
+
+@cache
+def _left_padding_tokenizer(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder, padding_side="left")
+
+
+def reranker_ids(
+    folder: Path, pairs: Sequence[tuple[str, str]], instruction: str, *, max_length: int = 8192
+) -> list[list[int]]:
+    """Return the ids a reranker reads, as its card makes them: the middle is cut, the ends not."""
+    tokenizer = _left_padding_tokenizer(folder)
+    prefix, suffix = (
+        tokenizer.encode(GOLDEN[name], add_special_tokens=False) for name in ("prefix", "suffix")
+    )
+    bodies = [GOLDEN["body"].format(instruction=instruction, query=q, doc=d) for q, d in pairs]
+    room = max_length - len(prefix) - len(suffix)
+    middles = tokenizer(bodies, truncation="longest_first", max_length=room)["input_ids"]
+    return [prefix + ids + suffix for ids in middles]
+
+
+@torch.inference_mode()
+def reference_scores(
+    folder: Path,
+    pairs: Sequence[tuple[str, str]],
+    instruction: str,
+    *,
+    max_length: int = 8192,
+    batch_size: int = 8,
+) -> np.ndarray:
+    """Return each (query, document)'s score, (N,) float32, in batches padded on the left."""
+    tokenizer = _left_padding_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    answers = tokenizer.convert_tokens_to_ids(["no", "yes"])
+    sequences = reranker_ids(folder, pairs, instruction, max_length=max_length)
+    scores: list[float] = []
+    for start in range(0, len(sequences), batch_size):
+        batch = {"input_ids": sequences[start : start + batch_size]}
+        inputs = tokenizer.pad(batch, padding=True, return_tensors="pt")
+        logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1, answers]
+        scores += torch.log_softmax(logits, dim=1)[:, 1].exp().tolist()
+    return np.array(scores, np.float32)

@@ -186,3 +186,27 @@ def test_quantize_then_encode(tmp_path: Path) -> None:
     again = run("quantize", "tiny", folder)
     assert again.returncode == 2
     assert "exists already" in again.stderr
+
+
+def test_rerank(reranker_checkpoint: Path) -> None:
+    """rerank prints the lines best first, as text or JSON; without lines it says what to give."""
+    options = ["--model", reranker_checkpoint, "--dtype", "float32"]
+    lines = "first line\n二\n\n[/x] third\n"
+    done = run("rerank", "a question", *options, "--json", stdin=lines)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {(row["index"], row["document"]) for row in rows} == {
+        *enumerate(["first line", "二", "", "[/x] third"])
+    }
+    scores = [row["score"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 for score in scores)
+
+    plain = run("rerank", "a question", *options, "--top-n", 2, stdin=lines)
+    assert plain.stdout.splitlines() == [f"{r['score']:.4f}\t{r['document']}" for r in rows[:2]]
+    empty = run("rerank", "a question", *options)
+    assert empty.returncode == 2
+    assert "no documents on standard input" in empty.stderr
+    wrong = run("rerank", "a question", "--model", "tiny", stdin=lines)
+    assert wrong.returncode == 2
+    assert "not a reranker" in " ".join(wrong.stderr.split())

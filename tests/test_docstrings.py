@@ -22,8 +22,9 @@ MODULES = [
     "encoder",
     "chroma.function",
     "chroma.store",
-    "langchain",
-    "llama_index",
+    "keywords",
+    "langchain.embeddings",
+    "llama_index.embedding",
     "qdrant.collection",
     "qdrant.store",
 ]

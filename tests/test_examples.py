@@ -15,6 +15,11 @@ ROOT = Path(__file__).parent.parent
 EXPECTED = {
     "chroma_collection.py": ["[['tenant']]", "dimensions: stored 256, yours 64"],
     "encoder.py": ["The capital of France is Paris.", "3 documents"],
+    "hybrid_search.py": [
+        "第1079条 -> 民法典第一千零七十九条",
+        "-> Error E1234-X",
+        "-> 民法典第七百二十六条",
+    ],
     "langchain_retriever.py": [
         "Water boils",
         "-> The capital of France",
@@ -23,7 +28,10 @@ EXPECTED = {
     "llama_index_index.py": ["-> The capital of France", "-> 出租人出卖租赁房屋的"],
     "qdrant_collection.py": ["3 points", "'language': 'zh'"],
     "remote_encoder.py": ["256 dimensions", "-> The capital of France", "remote:tiny-served"],
+    # With random weights, whose order means nothing.
+    "reranker.py": [" 0 Water boils", " 1 The capital", " 2 出租人", "LangChain: ", "LlamaIndex: "],
 }
+NEED_A_RERANKER = {"reranker.py"}
 
 
 def test_every_example_is_run() -> None:
@@ -32,9 +40,10 @@ def test_every_example_is_run() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_example(name: str) -> None:
+def test_example(name: str, reranker_checkpoint: Path) -> None:
     """The example ends well and prints what it promises."""
-    command = [sys.executable, "-W", "error", str(ROOT / "examples" / name)]
+    arguments = [str(reranker_checkpoint)] if name in NEED_A_RERANKER else []
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / name), *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     with serving(VLLM) as server:  # for the one that asks a server
         environment |= {"EMBEDDING_URL": server.url, "EMBEDDING_MODEL": MODEL}

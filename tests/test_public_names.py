@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import qwen3_embedding_integrations as package
-from qwen3_embedding_integrations import EncoderConfig
-from qwen3_embedding_integrations.core.config import EncoderOptions
+from qwen3_embedding_integrations import EncoderConfig, RerankerConfig
+from qwen3_embedding_integrations.core.config import EncoderOptions, RerankerOptions
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTED = {
@@ -21,8 +21,20 @@ DOCUMENTED = {
     "EncoderStats",
     "Qwen3Encoder",
     "shared_encoder",
+    "Qwen3Reranker",
+    "RerankerConfig",
+    "RerankerStats",
+    "RankedDocument",
+    "shared_reranker",
     "quantize_model",
     "QuantizedModel",
+    "Qwen3Retriever",
+    "KeywordIndex",
+    "Hit",
+    "HybridStore",
+    "SearchStore",
+    "Reranker",
+    "EncoderReranker",
     "EmbeddingContract",
     "Encoder",
     "Qwen3EmbeddingError",
@@ -114,16 +126,19 @@ def test_the_encoder_needs_no_host_and_no_transformers():
     assert not found & {*HOSTS, "transformers", "sentence_transformers"}
 
 
-def test_option_names_and_types_are_the_configs():
+@pytest.mark.parametrize(
+    ("config", "options"), [(EncoderConfig, EncoderOptions), (RerankerConfig, RerankerOptions)]
+)
+def test_option_names_and_types_are_the_configs(config, options):
     """EncoderOptions, which types the doors' keywords, has EncoderConfig's fields and types.
 
-    All but the model, which every door takes under its host's own name.
+    All but the model, which every door takes under its host's own name; a reranker's likewise.
     """
-    fields = {field.name for field in dataclasses.fields(EncoderConfig)} - {"model"}
-    assert set(EncoderOptions.__annotations__) == fields
-    config, options = typing.get_type_hints(EncoderConfig), typing.get_type_hints(EncoderOptions)
-    assert {name: options[name] for name in fields} == {name: config[name] for name in fields}
-    assert EncoderOptions.__required_keys__ == frozenset()
+    fields = {field.name for field in dataclasses.fields(config)} - {"model"}
+    assert set(options.__annotations__) == fields
+    has, takes = typing.get_type_hints(config), typing.get_type_hints(options)
+    assert {name: takes[name] for name in fields} == {name: has[name] for name in fields}
+    assert options.__required_keys__ == frozenset()
 
 
 def tree_in_the_readme() -> set[str]:

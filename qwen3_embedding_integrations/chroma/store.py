@@ -12,7 +12,7 @@ from chromadb.api.models.Collection import Collection
 from chromadb.errors import InternalError, RateLimitError
 
 from ..contract import EmbeddingContract
-from ..rows import HASH_KEY, Hit, Row, RowId, Vectors
+from ..rows import HASH_KEY, Hit, Row, RowId, Vectors, last_first
 from .collection import stored_contract
 
 PAGE = 1000  # rows of one read
@@ -79,9 +79,11 @@ class ChromaStore:
         )
 
     def ids_beyond(self, source: str, position: int) -> list[RowId]:
-        """Return the ids of a source's rows at `position` and after it."""
+        """Return the ids of a source's rows at `position` and after it, last first."""
         where: Any = {"$and": [{"source": source}, {"position": {"$gte": position}}]}
-        return [*self.collection.get(where=where, include=[])["ids"]]
+        found = self.collection.get(where=where, include=["metadatas"])
+        facts = found["metadatas"] or []
+        return last_first((f["position"], i) for i, f in zip(found["ids"], facts, strict=True))
 
     def rows(self) -> Iterator[tuple[Row, Vectors]]:
         """Yield every row with its vector."""
@@ -123,14 +125,14 @@ class ChromaStore:
             for row_id, distance, text, facts in rows
         ]
 
-    def fetch(self, ids: Sequence[RowId], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
+    def fetch(self, ids: Sequence[str], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Return these rows in the order given, without those that are not there; score 0."""
         found = self.collection.get(
-            ids=_texts(ids), where=_where(where), include=["documents", "metadatas"]
+            ids=[*ids], where=_where(where), include=["documents", "metadatas"]
         )
         columns = (found["ids"], found["documents"] or [], found["metadatas"] or [])
         hits = {i: Hit(i, 0.0, t or "", dict(f or {})) for i, t, f in zip(*columns, strict=True)}
-        return [hits[str(one)] for one in ids if str(one) in hits]
+        return [hits[one] for one in ids if one in hits]
 
     def is_passing(self, error: BaseException) -> bool:
         """Whether the same call may succeed later."""

@@ -17,6 +17,7 @@ from .contract import contract_app
 from .index import index
 from .options import err
 from .reindex import reindex
+from .rerank import rerank
 from .search import demo, encode, search
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, index, reindex, search, encode, quantize, bench, doctor):
+for verb in (demo, index, reindex, search, rerank, encode, quantize, bench, doctor):
     app.command()(verb)
 app.add_typer(contract_app, name="contract")
 

@@ -25,6 +25,7 @@ from .options import (
     DtypeOption,
     InstructionOption,
     JsonOption,
+    KeywordsOption,
     LocationOption,
     ModelOption,
     QuantizationOption,
@@ -42,10 +43,6 @@ if TYPE_CHECKING:
     from ..stores import OpenStore
 
 STOPPED = 143  # what a shell shows of a process that SIGTERM ended
-
-
-class _Stopped(BaseException):
-    """SIGTERM came."""
 
 
 def index(
@@ -67,7 +64,10 @@ def index(
     journal: Annotated[
         Path | None, typer.Option(help="Where committed files are noted; beside a local index.")
     ] = None,
-    prune: Annotated[bool, typer.Option(help="Delete the rows of files that are gone.")] = False,
+    keywords: KeywordsOption = None,
+    prune: Annotated[
+        bool, typer.Option(help="Delete the rows of files gone from these paths.")
+    ] = False,
     watch: Annotated[bool, typer.Option(help="Stay, and follow changes of the files.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -78,7 +78,7 @@ def index(
     """
     from ..documents import find_files
     from ..indexing import ReadOptions
-    from ..stores import is_url, open_store
+    from ..stores import is_url, keywords_path, open_store
 
     options = given(locals(), *INDEX_OPTIONS)
     num_files = len(find_files(paths))
@@ -88,6 +88,8 @@ def index(
         journal = Path(location) / f"{collection}.{store!s}.journal"
     with err.status("loading the model"):
         target = open_store(str(store), location, collection, options, create=True)
+        if (words := keywords_path(location, collection, keywords)) is not None:
+            target = target.with_keywords(words)
     read = ReadOptions(target.encoder.count_tokens, max_tokens, text_field)
     where = f"{store!s} {collection!r} at {location}"
     with closing(target.store), _stopped_by_sigterm():
@@ -170,16 +172,17 @@ def _print_report(report: IndexReport, where: str, num_rows: int, *, as_json: bo
 @contextmanager
 def _stopped_by_sigterm() -> Generator[None]:
     """End the process at SIGTERM at once: what is committed is committed, the rest is not begun."""
+    cursor = "\x1b[?25h" if err.is_terminal else ""  # which a progress bar hides
 
     def stop(*_: Any) -> None:
-        raise _Stopped
+        # Not by an exception: watchfiles would make a KeyboardInterrupt of it, a finalizer swallow
+        # it. Not sys.exit: that waits for the forward under way, seconds with a large model.
+        os.write(2, message)  # standard error, past buffers that may be half written
+        os._exit(STOPPED)
 
+    message = f"{cursor}stopped by SIGTERM; run again to go on\n".encode()
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except _Stopped:
-        err.print("stopped by SIGTERM; run again to go on")
-        # Not sys.exit: that would wait for the forward under way, seconds with a large model.
-        os._exit(STOPPED)
     finally:
         signal.signal(signal.SIGTERM, before)

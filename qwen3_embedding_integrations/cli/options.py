@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,9 +22,9 @@ ModelOption = Annotated[
 ]
 DimensionsOption = Annotated[int | None, typer.Option(help="Width of the vectors, 32 and up.")]
 InstructionOption = Annotated[str | None, typer.Option(help="What queries are for.")]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda, cuda:N or cuda:all.")]
 DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-QuantizationOption = Annotated[str | None, typer.Option(help="int8, on a CPU.")]
+QuantizationOption = Annotated[str | None, typer.Option(help="int8 on a CPU, fp8 on CUDA.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 MaxLengthOption = Annotated[int | None, typer.Option(help="Tokens of a text at most.")]
 TooLongOption = Annotated[
@@ -32,6 +33,9 @@ TooLongOption = Annotated[
 StoreOption = Annotated[StoreName, typer.Option(help="Where the vectors live.")]
 LocationOption = Annotated[str, typer.Option(help="A folder, or the URL of a server.")]
 CollectionOption = Annotated[str, typer.Option(help="The collection's name.")]
+KeywordsOption = Annotated[
+    Path | None, typer.Option(help="The file of the keyword index; beside a local collection.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 
 INDEX_OPTIONS = (
@@ -49,3 +53,4 @@ def given(arguments: dict[str, Any], *names: str) -> dict[str, Any]:
 def print_json(value: object) -> None:
     """Write JSON to standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.flush()  # who watches through a pipe waits for it

@@ -24,6 +24,7 @@ from .options import (
     DtypeOption,
     InstructionOption,
     JsonOption,
+    KeywordsOption,
     LocationOption,
     MaxLengthOption,
     ModelOption,
@@ -51,16 +52,33 @@ def search(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
+    keywords: KeywordsOption = None,
+    dense_only: Annotated[bool, typer.Option(help="By vectors alone, without keywords.")] = False,
+    rerank: Annotated[
+        str | None, typer.Option(help="A reranker for the first hundred: hub id or folder.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the documents nearest to a question, with the options they were indexed with."""
-    from ..stores import open_store
+    """Find documents by meaning and by words, with the options they were indexed with.
+
+    What a reference in the question names (第1079条, § 12, an error code) comes first.
+    """
+    from ..hybrid import HybridStore
+    from ..search import Qwen3Retriever
+    from ..sharing import shared_reranker
+    from ..stores import keywords_path, open_store
 
     options = given(locals(), "model", "instruction", "device", "dtype", "quantization")
     with err.status("loading the model"):
-        source, encoder = open_store(str(store), location, collection, options, create=False)
-    with closing(source):
-        hits = source.nearest(encoder.encode_queries([text])[0], limit=limit)
+        source = open_store(str(store), location, collection, options, create=False)
+        words = keywords_path(location, collection, keywords)
+        if words is not None and words.is_file() and not dense_only:
+            source = source.with_keywords(words)
+        reranker = shared_reranker(rerank) if rerank else None
+    with closing(source.store):
+        index = source.store.keywords if isinstance(source.store, HybridStore) else None
+        retriever = Qwen3Retriever(source.store, source.encoder, keywords=index, reranker=reranker)
+        hits = retriever.search(text, limit=limit)
     if as_json:
         rows = [{**hit.facts, "score": round(hit.score, 6), "text": hit.text} for hit in hits]
         print_json(rows)

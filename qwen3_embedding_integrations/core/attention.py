@@ -22,20 +22,23 @@ MIN_BLOCKED_KEYS = 48  # below, one call for all is faster than five small opera
 class Segments:
     """Where each text's queries and keys lie. Text i has q_lengths[i] <= k_lengths[i] rows.
 
-    The queries are the last ones of the text, so query j of text i sees keys 0 … k - q + j.
+    The queries are the last ones of the text, so query j of text i sees keys 0 … k - q + j. In a
+    CUDA graph, which runs for many batches, the lists are empty and the maxima are the graph's:
+    CAPTURABLE backends read nothing else.
     """
 
     q_lengths: list[int]
     k_lengths: list[int]
     cu_q: torch.Tensor  # (B + 1,) int32, on the device
     cu_k: torch.Tensor  # (B + 1,) int32, on the device
-    max_q: int = field(init=False)
-    max_k: int = field(init=False)
+    max_q: int = 0  # of the lists, where there are any
+    max_k: int = 0
     _masks: dict[tuple[int, int], torch.Tensor | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_q", max(self.q_lengths))
-        object.__setattr__(self, "max_k", max(self.k_lengths))
+        if self.q_lengths:
+            object.__setattr__(self, "max_q", max(self.q_lengths))
+            object.__setattr__(self, "max_k", max(self.k_lengths))
 
     def mask(self, run: Run, device: torch.device) -> torch.Tensor | None:
         """Return which keys each query of the run sees, made once for all layers."""
@@ -184,6 +187,9 @@ def blocked_attention(
                 )
                 _attend(q_some, k_some, v_some, hidden, out_heads[some, rows])
     return out
+
+
+CAPTURABLE = (flash_attention, efficient_attention)
 
 
 def _attend(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from .packing import Int32Array, PackedBatch
+
+Group = tuple[Sequence[Int32Array], tuple[int, ...]]  # sequences, and the prefix before each
 
 
 def plan_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[npt.NDArray[np.intp]]:
@@ -26,3 +30,16 @@ def plan_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[npt.NDAr
     if start < len(order):
         batches.append(order[start:])
     return batches
+
+
+def pack_groups(
+    groups: Sequence[Group], max_batch_tokens: int
+) -> Iterator[tuple[PackedBatch, npt.NDArray[np.intp]]]:
+    """Yield batches of one group's sequences, each with its rows among those of all groups."""
+    first_row = 0
+    for sequences, prefix_ids in groups:
+        lengths = [len(ids) + len(prefix_ids) for ids in sequences]
+        for rows in plan_batches(lengths, max_batch_tokens):
+            batch = PackedBatch.pack([sequences[row] for row in rows], prefix_ids)
+            yield batch, rows + first_row
+        first_row += len(sequences)

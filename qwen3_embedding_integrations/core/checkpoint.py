@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from ..errors import ConfigError, ModelLoadError
 from .config import TINY, EngineConfig
@@ -20,6 +20,9 @@ FILE_PATTERNS = ["*.json", "*.safetensors", "1_Pooling/config.json"]
 IDENTIFYING = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "rms_norm_eps", "rope_theta")
 # One name for the layouts of sentence-transformers' modules.json, from 2.x to 6.x.
 POOLED_MODULES = {"Transformer", "Pooling", "Normalize"}
+SCORED_MODULES = {"Transformer", "LogitScore"}
+Task = Literal["embedding", "reranking"]
+MODEL_KINDS: dict[Task, str] = {"embedding": "embedding model", "reranking": "reranker"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +39,7 @@ class Architecture:
     rms_norm_eps: float
     rope_theta: float
     max_positions: int
+    is_tied: bool = True  # the output layer is the embedding
 
 
 def locate_model(config: EngineConfig) -> Path:
@@ -89,12 +93,12 @@ def _download(config: EngineConfig) -> Path:
         ) from error
 
 
-def read_architecture(folder: Path) -> Architecture:
-    """Return the model's numbers; refuse what is not a Qwen3 embedding model, with the reason."""
+def read_architecture(folder: Path, task: Task = "embedding") -> Architecture:
+    """Return the model's numbers; refuse what is not a Qwen3 model for the task, and say why."""
     config = _read_json(folder / "config.json")
 
     def refuse(reason: str) -> ModelLoadError:
-        return ModelLoadError(f"{folder}: not a Qwen3 embedding model: {reason}")
+        return ModelLoadError(f"{folder}: not a Qwen3 {MODEL_KINDS[task]}: {reason}")
 
     if config.get("model_type") != "qwen3":
         raise refuse(f"config.json says model_type={config.get('model_type')!r}, not 'qwen3'")
@@ -115,7 +119,7 @@ def read_architecture(folder: Path) -> Architecture:
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type != "default":
         raise refuse(f"rope scaling {rope_type!r} is not supported")
-    _check_pooling(folder)
+    _check_modules(folder, task)
     try:
         return Architecture(
             vocab_size=config["vocab_size"],
@@ -128,6 +132,7 @@ def read_architecture(folder: Path) -> Architecture:
             rms_norm_eps=config["rms_norm_eps"],
             rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else config["rope_theta"]),
             max_positions=config["max_position_embeddings"],
+            is_tied=bool(config.get("tie_word_embeddings", False)),
         )
     except KeyError as error:
         raise refuse(f"config.json lacks {error.args[0]!r}") from error
@@ -139,16 +144,34 @@ def read_quantization(folder: Path) -> dict[str, Any] | None:
     return noted if noted.get("quant_method") == QUANT_METHOD else None
 
 
-def _check_pooling(folder: Path) -> None:
-    """Refuse a sentence-transformers folder that makes its vectors in another way."""
+def _check_modules(folder: Path, task: Task) -> None:
+    """Refuse a sentence-transformers folder that is for another task, or does it in another way."""
+    kinds: list[str] = []
     if (folder / "modules.json").is_file():
         modules = cast(list[dict[str, Any]], _read_json(folder / "modules.json", list))
         kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
-        if strange := [kind for kind in kinds if kind not in POOLED_MODULES]:
+    if task == "reranking":
+        if "Pooling" in kinds:
             raise ModelLoadError(
-                f"{folder}: modules.json has {', '.join(strange)} after the model; only "
-                "last-token pooling and normalisation are supported"
+                f"{folder}: modules.json pools: this is an embedding model, not a reranker; load "
+                "it with Qwen3Encoder"
             )
+        if strange := [kind for kind in kinds if kind not in SCORED_MODULES]:
+            raise ModelLoadError(
+                f"{folder}: modules.json has {', '.join(strange)} after the model; only the "
+                'probability of "yes" is supported'
+            )
+        return
+    if "LogitScore" in kinds:
+        raise ModelLoadError(
+            f"{folder}: modules.json scores: this is a reranker, not an embedding model; load it "
+            "with Qwen3Reranker"
+        )
+    if strange := [kind for kind in kinds if kind not in POOLED_MODULES]:
+        raise ModelLoadError(
+            f"{folder}: modules.json has {', '.join(strange)} after the model; only "
+            "last-token pooling and normalisation are supported"
+        )
     if (folder / "1_Pooling" / "config.json").is_file():
         pooling = _read_json(folder / "1_Pooling" / "config.json")
         mode = pooling.get("pooling_mode", "lasttoken" if _pools_last(pooling) else "another token")

@@ -1,4 +1,4 @@
-"""The options, checked once: EngineConfig says which weights run where, EncoderConfig the rest."""
+"""The options, checked once: EngineConfig says which weights run where, the others the rest."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
 from .prompts import WEB_SEARCH
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
+DEFAULT_RERANKER = "Qwen/Qwen3-Reranker-0.6B"
 MAX_LENGTH = 8192  # what the model card and the published MTEB runs use
 MIN_DIMENSIONS = 32  # the narrowest width the models were trained to be cut to (model card)
 TINY = "tiny"  # the small model this package carries, for trying and for tests
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 AttentionBackend = Literal["auto", "flash", "efficient", "sdpa"]
-Quantization = Literal["int8"]
+Quantization = Literal["int8", "fp8"]
 MACHINE_OPTIONS = {"device", "attention", "max_batch_tokens", "local_files_only"}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "fp8")
 ATTENTION_BACKENDS = ("auto", "flash", "efficient", "sdpa")
 
 
@@ -38,11 +39,13 @@ class EngineConfig:
     revision: str | None = None
     """Branch, tag or commit of a hub model; None takes the newest."""
     device: str = "auto"
-    """"auto" (CUDA, then MPS, then CPU), "cpu", "mps", "cuda" or "cuda:N"."""
+    """"auto" (CUDA, then MPS, then CPU), "cpu", "mps", "cuda" (the first card), "cuda:N", several
+    cards as "cuda:0,cuda:1", or "cuda:all"."""
     dtype: DType = "auto"
     """"auto" is bfloat16 where the device computes fast in it, else float32."""
     quantization: Quantization | None = None
-    """"int8" multiplies in int8 on a CPU: faster than bfloat16, half its memory."""
+    """"int8" multiplies in int8 on an x86 CPU, "fp8" in fp8 on an NVIDIA card of sm_89 or newer:
+    faster than bfloat16, half its memory."""
     attention: AttentionBackend = "auto"
     """"auto" takes the best the device has: "flash", "efficient" or "sdpa"."""
     max_batch_tokens: int | Literal["auto"] = "auto"
@@ -60,10 +63,49 @@ class EngineConfig:
         check_choice("dtype", self.dtype, DTYPES)
         if self.quantization is not None:
             check_choice("quantization", self.quantization, QUANTIZATIONS)
+        if self.quantization == "fp8" and self.dtype not in {"auto", "bfloat16"}:
+            raise ConfigError(
+                f'dtype is {self.dtype!r}; with quantization="fp8" what is not fp8 is bfloat16: '
+                'leave dtype out, or give "bfloat16"'
+            )
         check_choice("attention", self.attention, ATTENTION_BACKENDS)
         if self.max_batch_tokens != "auto":
             check_range("max_batch_tokens", self.max_batch_tokens, 1, 1_000_000)
         check_type("local_files_only", self.local_files_only, bool)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Return every option's name, `model` first."""
+        return [field.name for field in fields(cls)]
+
+    @classmethod
+    def of(cls, config: Self | str | None) -> Self:
+        """Return `config`, the config of a model's name, or the default; a folder's path absolute.
+
+        So that one folder is one model, whatever the working directory becomes.
+        """
+        if config is None or isinstance(config, str):
+            config = cls() if config is None else cls(model=config)
+        if isinstance(config, cls):
+            folder = Path(config.model).expanduser()
+            is_name = config.model == TINY or config.is_remote
+            is_folder = not is_name and folder.is_dir()
+            return replace(config, model=str(folder.resolve())) if is_folder else config
+        raise ConfigError(f"config is {config!r}; give {cls.__name__}(...) or a model's name")
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a server computes."""
+        return False
+
+    @property
+    def engine(self) -> EngineConfig:
+        """The options that need their own copy of the weights."""
+        return EngineConfig(**{f.name: getattr(self, f.name) for f in fields(EngineConfig)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON-able values; `from_options(**d)` reads them."""
+        return asdict(self)
 
 
 class RemoteOptions(TypedDict, total=False):
@@ -152,38 +194,58 @@ class EncoderConfig(EngineConfig):
         check_options(options, cls.option_names())
         return cls(model=model, **options)
 
-    @classmethod
-    def option_names(cls) -> list[str]:
-        """Return every option's name, `model` first."""
-        return [field.name for field in fields(cls)]
-
-    @classmethod
-    def of(cls, config: EncoderConfig | str | None) -> EncoderConfig:
-        """Return `config`, the config of a model's name, or the default; a folder's path absolute.
-
-        So that one folder is one model, whatever the working directory becomes.
-        """
-        if config is None or isinstance(config, str):
-            config = cls() if config is None else cls(model=config)
-        if isinstance(config, EncoderConfig):
-            folder = Path(config.model).expanduser()
-            is_name = config.model == TINY or config.base_url is not None
-            is_folder = not is_name and folder.is_dir()
-            return replace(config, model=str(folder.resolve())) if is_folder else config
-        raise ConfigError(f"config is {config!r}; give an EncoderConfig or a model's name")
-
     @property
-    def engine(self) -> EngineConfig:
-        """The options that need their own copy of the weights."""
-        return EngineConfig(**{f.name: getattr(self, f.name) for f in fields(EngineConfig)})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as JSON-able values; `EncoderConfig.from_options(**d)` reads them."""
-        return asdict(self)
+    def is_remote(self) -> bool:
+        """Whether a server computes, so that `model` is its name for it and no folder of ours."""
+        return self.base_url is not None
 
     def portable(self) -> dict[str, Any]:
         """Return what to keep beside an index: every option but those of this one machine."""
         return {name: value for name, value in asdict(self).items() if name not in MACHINE_OPTIONS}
+
+
+class RerankerOptions(TypedDict, total=False):
+    """RerankerConfig's options but for the model, for doors that take them by name."""
+
+    revision: str | None
+    device: str
+    dtype: DType
+    quantization: Quantization | None
+    attention: AttentionBackend
+    max_batch_tokens: int | Literal["auto"]
+    local_files_only: bool
+    instruction: str
+    max_length: int
+    on_too_long: Literal["truncate", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankerConfig(EngineConfig):
+    """Every option of a reranker. Frozen, hashable, JSON-able; checked when made (ConfigError)."""
+
+    model: str = DEFAULT_RERANKER
+    """A hub id or a folder with a Qwen3-Reranker."""
+    instruction: str = WEB_SEARCH
+    """What makes a document right for a query; one English sentence works best."""
+    max_length: int = MAX_LENGTH
+    """Tokens of frame, instruction, query and document together; only the document is cut. The
+    default is lowered to what a smaller model can read."""
+    on_too_long: Literal["truncate", "error"] = "truncate"
+    """"truncate" cuts the document and warns, "error" raises."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_instruction(self.instruction, has_bare_form=False)
+        check_range("max_length", self.max_length, 64, 1_000_000)
+        check_choice("on_too_long", self.on_too_long, ("truncate", "error"))
+
+    @classmethod
+    def from_options(
+        cls, model: str = DEFAULT_RERANKER, **options: Unpack[RerankerOptions]
+    ) -> RerankerConfig:
+        """Return the config of these options; an unknown name is a ConfigError."""
+        check_options(options, cls.option_names())
+        return cls(model=model, **options)
 
 
 def check_type(option: str, value: object, kind: type) -> None:
@@ -233,11 +295,15 @@ def split_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
     return urls
 
 
-def check_instruction(instruction: object) -> None:
-    """Raise ConfigError unless `instruction` is a sentence."""
+def check_instruction(instruction: object, *, has_bare_form: bool = True) -> None:
+    """Raise ConfigError unless `instruction` is a sentence.
+
+    `has_bare_form` says that texts without one have a method of their own.
+    """
     check_type("instruction", instruction, str)
     if not str(instruction).strip():
+        bare = ", or encode texts without any instruction by encode_documents"
         raise ConfigError(
-            "instruction is blank, a form the model was not trained on; give a sentence, or encode "
-            "texts without any instruction by encode_documents"
+            "instruction is blank, a form the model was not trained on; give a sentence"
+            + (bare if has_bare_form else "")
         )

@@ -1,17 +1,29 @@
-"""A layer's dense parts, everything but attention: as they stand, and at a CPU's best."""
+"""A layer's dense parts, everything but attention: on an accelerator, and at a CPU's best."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 
 from . import kernels
 from .checkpoint import Architecture
-from .linear import Linear, Rows, Weight, select_outputs
+from .kernels import Operations, Projected
+from .linear import (
+    Int8Linear,
+    Linear,
+    PackedLinear,
+    QuantizedWeight,
+    Rows,
+    Weight,
+    WidenedLinear,
+    has_packed_products,
+    product,
+    select_outputs,
+)
 from .weights import Layer
 
 # On a CPU a product reads its weights once for each panel of rows, and what stands between two
@@ -19,20 +31,13 @@ from .weights import Layer
 # core (1 MB): panels of 256 rows in blocks of 128 are 5 % faster than either size for both.
 PANEL_ROWS = 256
 BLOCK_ROWS = 128
-
-
-class Projected(NamedTuple):
-    """Queries (T, Hq, D), keys and values (T, Hk, D) of a layer: normed and turned."""
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
+FLOAT16_FACTOR = 64.0  # a power of two: weights above 0.004 keep every bit, smaller ones to 2e-6
 
 
 class DenseParts(Protocol):
     """What a layer does to each token by itself. The residual (T, H) is updated in place."""
 
-    def pack(self, layers: Iterable[Layer]) -> list[Any]:
+    def pack(self, layers: Iterable[Layer]) -> Iterable[Any]:
         """Return the layers in the form the other methods take."""
         ...
 
@@ -59,15 +64,71 @@ class DenseParts(Protocol):
         ...
 
 
+def choose_dense(
+    architecture: Architecture,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    has_fast_bfloat16: bool = False,
+) -> tuple[DenseParts, str]:
+    """Return the dense parts in the device's best form, and what their kernels are.
+
+    `has_fast_bfloat16` says of a CPU that it multiplies bfloat16 faster than float32.
+    """
+    if device.type != "cpu":
+        operations, reason = choose_operations(device)
+        return Dense(architecture, dtype, operations), reason
+    can_pack = has_packed_products()
+    packed = {torch.float32: can_pack, torch.bfloat16: can_pack and has_fast_bfloat16}
+
+    def make_linear(weight: Weight) -> Linear:
+        if isinstance(weight, QuantizedWeight):
+            return Int8Linear(weight)
+        return (PackedLinear if packed.get(weight.dtype) else WidenedLinear)(weight)
+
+    return CpuDense(architecture, make_linear), "plain, in blocks (cpu)"
+
+
+def choose_operations(device: torch.device) -> tuple[Operations, str]:
+    """Return the elementwise operations for an accelerator, and why these."""
+    if device.type != "cuda":
+        return kernels, f"plain ({device.type})"
+    try:
+        from . import triton_kernels
+
+        ones = torch.ones(1, 16, device=device)
+        triton_kernels.add_norm(None, ones, ones[0], 1e-6, torch.float32)
+    except Exception as error:
+        # Triton is not in every build of torch, and compiles with a C compiler that not every image
+        # has. Whatever it is that it lacks, the plain functions compute the same.
+        return kernels, f"plain (Triton does not run: {type(error).__name__}: {error})"
+    return triton_kernels, "fused (Triton)"
+
+
 class Dense:
-    """The dense parts on any device, in the residual's dtype."""
+    """The dense parts on any device; `operations` has what stands between the products.
 
-    def __init__(self, architecture: Architecture) -> None:
+    `dtype` is that of the products, the residual's may be wider. float16 ends at 65,504, which the
+    MLP of a large model exceeds: there the up projection is a 64th of its size, and what comes out
+    of the MLP is multiplied back as it is added to a float32 residual.
+    """
+
+    def __init__(
+        self, architecture: Architecture, dtype: torch.dtype, operations: Operations = kernels
+    ) -> None:
         self._architecture = architecture
+        self._dtype = dtype
+        self._operations = operations
+        self._num_kv_heads = architecture.num_kv_heads
         self._eps = architecture.rms_norm_eps
+        self._mlp_factor = FLOAT16_FACTOR if dtype == torch.float16 else 1.0
 
-    def pack(self, layers: Iterable[Layer]) -> list[Layer]:
-        return list(layers)
+    def pack(self, layers: Iterable[Layer]) -> Iterator[Layer]:
+        for layer in layers:
+            if self._mlp_factor != 1.0:
+                gate_up = cast(torch.Tensor, layer.gate_up)  # float16: nothing is quantised
+                gate_up[len(gate_up) // 2 :] /= self._mlp_factor
+            yield layer
 
     def angles(self, position_ids: torch.Tensor) -> torch.Tensor:
         return torch.cat(_angles(position_ids, self._architecture), dim=1)  # (T, 2, D / 2)
@@ -75,26 +136,39 @@ class Dense:
     def project(
         self, layer: Layer, x: torch.Tensor | None, residual: torch.Tensor, angles: torch.Tensor
     ) -> Projected:
-        a = self._architecture
-        normed = kernels.add_norm(x, residual, layer.input_norm, self._eps)
-        heads = _linear(normed, layer.qkv).unflatten(1, (-1, a.head_dim))
-        q, k, v = heads.split([a.num_heads, a.num_kv_heads, a.num_kv_heads], dim=1)
-        cos, sin = angles[:, :1], angles[:, 1:]  # (T, 1, D / 2)
-        return Projected(
-            kernels.rotate(kernels.head_norm(q, layer.q_norm, self._eps), cos, sin),
-            kernels.rotate(kernels.head_norm(k, layer.k_norm, self._eps), cos, sin),
-            v,
+        qkv = self._normed(x, residual, layer.input_norm, layer.qkv, self._mlp_factor)
+        return self._operations.qk_norm_rope(
+            qkv, angles, layer.q_norm, layer.k_norm, self._num_kv_heads, self._eps
         )
 
     def finish(self, layer: Layer, attended: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        x = _linear(attended.flatten(1), layer.o)
-        normed = kernels.add_norm(x, residual, layer.post_attention_norm, self._eps)
-        return _linear(kernels.swiglu(_linear(normed, layer.gate_up)), layer.down)
+        attended = attended.flatten(1)
+        x = self._product(self._operations.to_rows(attended, _reads(layer.o)), layer.o)
+        gate_up = self._normed(x, residual, layer.post_attention_norm, layer.gate_up)
+        hidden = self._operations.swiglu(gate_up, _reads(layer.down))
+        return self._product(hidden, layer.down)
 
     def norm(
         self, x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
-        return kernels.add_norm(x, residual, weight, self._eps)
+        return self._operations.add_norm(
+            x, residual, weight, self._eps, residual.dtype, self._mlp_factor
+        ).values
+
+    def _normed(
+        self,
+        x: torch.Tensor | None,
+        residual: torch.Tensor,
+        norm: torch.Tensor,
+        weight: Weight,
+        factor: float = 1.0,
+    ) -> torch.Tensor:
+        """Add factor * x to the residual and return the product of its norm with `weight`."""
+        rows = self._operations.add_norm(x, residual, norm, self._eps, _reads(weight), factor)
+        return self._product(rows, weight)
+
+    def _product(self, rows: Rows, weight: Weight) -> torch.Tensor:
+        return product(rows, weight, self._dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +292,9 @@ class CpuDense:
         return torch.hypot(norm, floor if scale is None else floor / scale).reciprocal_()
 
 
-def _linear(x: torch.Tensor, weight: Weight) -> torch.Tensor:
-    return F.linear(x, cast(torch.Tensor, weight))  # `resolve` refuses int8 on other devices
+def _reads(weight: Weight) -> torch.dtype:
+    """Return the dtype of the rows that the weight is multiplied with."""
+    return weight.dtype if isinstance(weight, torch.Tensor) else weight.values.dtype
 
 
 def _angles(

@@ -1,27 +1,24 @@
-"""The thread that owns the device: calls in, futures out, merged without a timer.
+"""The threads that own the devices, one each: calls in, futures out, merged without a timer.
 
 While a forward runs, calls pile up; when it ends, those that wait and fit the token budget run
-together. An idle device starts at once. A call that fits one forward goes before the shares of a
-bulk call, so a search never waits for an import. When a forward fails, its shares go back to the
-front of the queue: in smaller batches after out-of-memory, one by one after anything else, so
-that no caller is harmed by another's text.
+together. An idle device starts at once; with several, whichever is free takes what is next, so
+each gets as much as it is fast. When a forward fails, its shares go back to the front of the queue:
+in smaller batches after out-of-memory, one by one after anything else, so that no caller is harmed
+by another's text.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..errors import (
@@ -30,104 +27,49 @@ from ..errors import (
     EngineError,
     Qwen3EmbeddingError,
 )
-from .batching import plan_batches
+from .batching import Group, pack_groups
+from .calls import Call, Share, Vectors, Waiting
 from .packing import Int32Array, PackedBatch
 
 logger = logging.getLogger(__name__)
 
-Vectors = npt.NDArray[np.float32]
 Launch = Callable[[PackedBatch], Callable[[], Vectors]]  # the inner call waits for (B, H)
 
-MAX_OVERTAKING_FORWARDS = 8  # after so many forwards of single calls, a waiting bulk share runs
 FORWARDS_TO_GROW = 64  # good forwards before a lowered budget is raised; doubled at each failure
-MAX_SKIPPED_SHARES = 64  # how far back the queue is searched for what still fits
-
-
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class Call:
-    """One submitted call: where its vectors are written, and what is still missing."""
-
-    vectors: Vectors  # (N, W)
-    num_missing: int
-    future: Future[Vectors] = field(default_factory=Future)
-
-    def write(self, rows: npt.NDArray[np.intp], vectors: Vectors) -> None:
-        """Put unit vectors (B, H) into their rows, cut to W and made unit vectors again."""
-        width = self.vectors.shape[1]
-        if width < vectors.shape[1]:
-            vectors = vectors[:, :width]
-            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        self.vectors[rows] = vectors
-        self.num_missing -= len(rows)
-        if self.num_missing == 0:
-            with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
-                self.future.set_result(self.vectors)
-
-    def fail(self, error: BaseException) -> None:
-        """Answer with an error, unless the caller has gone."""
-        with contextlib.suppress(InvalidStateError):
-            self.future.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Share:
-    """The part of a call that runs in one forward."""
+class Runner:
+    """A device that runs forwards."""
 
-    batch: PackedBatch
-    rows: npt.NDArray[np.intp]  # (B,) where each vector goes in call.vectors
-    call: Call
-    runs_alone: bool = False  # its last forward, shared with others, failed
-
-    def split(self) -> tuple[_Share, _Share]:
-        left, right = self.batch.split()
-        return (
-            replace(self, batch=left, rows=self.rows[: len(left)]),
-            replace(self, batch=right, rows=self.rows[len(left) :]),
-        )
+    launch: Launch
+    name: str
+    max_batch_tokens: int
+    max_in_flight: int = 1
+    probe: Callable[[], None] | None = None  # asked after a failure: raises if the device is lost
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Flight:
     """A launched forward."""
 
-    shares: list[_Share]
+    shares: list[Share]
     batch: PackedBatch
     wait: Callable[[], Vectors]
 
 
 class Engine:
-    """Runs `launch` on a thread of its own for callers on any thread."""
+    """Runs each runner on a thread of its own for callers on any thread."""
 
-    def __init__(
-        self,
-        launch: Launch,
-        *,
-        width: int,
-        max_batch_tokens: int,
-        device: str,
-        max_in_flight: int = 1,
-    ) -> None:
+    def __init__(self, runners: Sequence[Runner], *, width: int) -> None:
         self.width = width
-        self.max_batch_tokens = max_batch_tokens
-        self.num_forwards = 0
-        self.num_retries = 0
-        self._launch = launch
-        self._device = device
-        self._max_in_flight = max_in_flight
-        self._calls: deque[_Share] = deque()  # calls that fit one forward
-        self._bulk: deque[_Share] = deque()  # shares of larger calls
-        self._in_flight: deque[_Flight] = deque()
-        self._open_calls: weakref.WeakSet[Call] = weakref.WeakSet()  # whoever waits holds their own
-        self._num_overtaking = 0
-        self._first_budget = max_batch_tokens
-        self._num_since_shrunk = 0
-        self._num_forwards_to_grow = FORWARDS_TO_GROW
-        # Reentrant: the garbage collector may stop an engine from within any allocation.
-        self._wakeup = threading.Condition(threading.RLock())
-        self._closed_because: str | None = None
+        self._waiting = Waiting()
         self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._serve, name="qwen3-engine", daemon=True)
-        self._thread.start()
+        self._workers = [_Worker(runner, self._waiting, self._left) for runner in runners]
+        self._lock = threading.Lock()
+        self._num_serving = len(runners)
+        for worker in self._workers:
+            worker.thread.start()
         _running.add(self)
 
     def submit(
@@ -135,125 +77,122 @@ class Engine:
     ) -> Call:
         """Queue N sequences, each to be read after `prefix_ids`.
 
-        The call's future holds their unit vectors, (N, width) float32, in the order given;
-        width 0 is the model's own.
+        The call's future holds their results, (N, width) float32, in the order given;
+        width 0 is the head's own.
         Cancelling the future drops what has not run yet. Raises EngineClosedError.
         """
-        call = Call(np.empty((len(token_ids), width or self.width), np.float32), len(token_ids))
-        if not token_ids:
+        return self.submit_groups([(token_ids, prefix_ids)], width=width)
+
+    def submit_groups(self, groups: Sequence[Group], *, width: int = 0) -> Call:
+        """Queue N sequences as one call, as `submit` does; each group has a prefix of its own."""
+        num_texts = sum(len(token_ids) for token_ids, _ in groups)
+        call = Call(np.empty((num_texts, width or self.width), np.float32), num_texts)
+        if not num_texts:
             call.future.set_result(call.vectors)
             return call
-        lengths = [len(ids) + len(prefix_ids) for ids in token_ids]
-        plan = plan_batches(lengths, self.max_batch_tokens)
-        shares = [
-            _Share(PackedBatch.pack([token_ids[row] for row in rows], prefix_ids), rows, call)
-            for rows in plan
-        ]
+        packed = pack_groups(groups, self.max_batch_tokens)
+        shares = [Share(batch, rows, call) for batch, rows in packed]
         if os.getpid() != self._pid:  # before any lock: a fork may have copied it locked
             raise EngineClosedError(
                 f"this encoder belongs to process {self._pid} and does not survive a fork; call "
                 "shared_encoder(config) in the child, or start it by spawn"
             )
-        with self._wakeup:
-            if self._closed_because is not None:
-                raise EngineClosedError(self._closed_because)
-            self._open_calls.add(call)
-            (self._calls if len(shares) == 1 else self._bulk).extend(shares)
-            self._wakeup.notify()
+        self._waiting.add(call, shares)
         return call
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Tokens of a forward at most, on the device with the least room."""
+        return min(worker.max_batch_tokens for worker in self._workers)
+
+    @property
+    def num_forwards(self) -> int:
+        """Forwards so far, of all devices."""
+        return sum(worker.num_forwards for worker in self._workers)
+
+    @property
+    def num_retries(self) -> int:
+        """Forwards so far that failed and were run again in parts."""
+        return sum(worker.num_retries for worker in self._workers)
+
+    @property
+    def forwards_by_device(self) -> dict[str, int]:
+        """Forwards so far of each device."""
+        return {worker.name: worker.num_forwards for worker in self._workers}
 
     @property
     def is_closed(self) -> bool:
         """Whether calls are refused: closed, or a copy that a fork made."""
-        return self._closed_because is not None or os.getpid() != self._pid
+        return self._waiting.closed_because is not None or os.getpid() != self._pid
 
     def stop(self) -> None:
-        """Close without waiting: the forward under way is answered, what waits fails."""
+        """Close without waiting: forwards under way are answered, what waits fails."""
         if os.getpid() == self._pid:
-            self._stop("the encoder is closed")
+            self._waiting.close("the encoder is closed")
 
     def close(self) -> None:
         """Close and wait until every call has been answered or failed."""
         self.stop()
-        if os.getpid() == self._pid and threading.current_thread() is not self._thread:
-            self._thread.join()
+        if os.getpid() == self._pid:
+            for worker in self._workers:
+                if threading.current_thread() is not worker.thread:
+                    worker.thread.join()
 
-    def _stop(self, reason: str) -> None:
-        with self._wakeup:
-            self._closed_because = self._closed_because or reason
-            self._wakeup.notify()
+    def _left(self, reason: str) -> None:
+        """Note that a worker's thread ends: the last one answers whoever still waits."""
+        with self._lock:
+            self._num_serving -= 1
+            is_last = self._num_serving == 0
+        if is_last:
+            self._waiting.close(reason)
+            self._waiting.fail_all()
+
+
+class _Worker:
+    """Runs one device's forwards, on a thread of its own."""
+
+    def __init__(self, runner: Runner, waiting: Waiting, left: Callable[[str], None]) -> None:
+        self.name = runner.name
+        self.max_batch_tokens = self._first_budget = runner.max_batch_tokens
+        self.num_forwards = 0
+        self.num_retries = 0
+        self._launch = runner.launch
+        self._probe = runner.probe
+        self._max_in_flight = runner.max_in_flight
+        self._waiting = waiting
+        self._left = left
+        self._in_flight: deque[_Flight] = deque()
+        self._lost: str | None = None  # why the device will answer no more
+        self._num_since_shrunk = 0
+        self._num_forwards_to_grow = FORWARDS_TO_GROW
+        self.thread = threading.Thread(target=self._serve, name="qwen3-engine", daemon=True)
 
     def _serve(self) -> None:
         try:
-            while self._step():
+            while self._lost is None and self._step():
                 pass
             while self._in_flight:
                 self._finish(self._in_flight.popleft())
         except BaseException as error:  # a bug of ours: no caller may wait for ever
             logger.exception("the engine's thread ended")
-            self._stop(f"the engine's thread ended: {error!r}")
+            self._waiting.close(f"the engine's thread ended: {error!r}")
         finally:
-            with self._wakeup:
-                self._calls.clear()
-                self._bulk.clear()
-                unanswered = [call for call in self._open_calls if not call.future.done()]
-            for call in unanswered:
-                call.fail(EngineClosedError(self._closed_because or "the encoder is closed"))
-            del self._launch  # and with it the weights
+            del self._launch, self._probe  # and with them the weights
+            self._left(self._lost or "the encoder is closed")
 
     def _step(self) -> bool:
         """Launch what waits, finish what is due; False once closed. Keeps no call in a local."""
-        shares = self._next_shares(wait=not self._in_flight)
+        shares = self._waiting.take(self.max_batch_tokens, wait=not self._in_flight)
         if shares is None:
             return False
         if shares:
             self._in_flight.append(self._start(shares))
-        if self._in_flight and (not shares or len(self._in_flight) >= self._max_in_flight):
+        is_full = len(self._in_flight) >= self._max_in_flight
+        if self._in_flight and (not shares or is_full):
             self._finish(self._in_flight.popleft())
         return True
 
-    def _next_shares(self, *, wait: bool) -> list[_Share] | None:
-        """Return the shares of the next forward, none if nothing waits; None once closed."""
-        with self._wakeup:
-            while self._closed_because is None:
-                overtaken = bool(self._bulk) and self._num_overtaking >= MAX_OVERTAKING_FORWARDS
-                lanes = [self._bulk, self._calls] if overtaken else [self._calls, self._bulk]
-                for lane in lanes:
-                    if shares := self._take(lane):
-                        overtakes = lane is self._calls and bool(self._bulk)
-                        self._num_overtaking = self._num_overtaking + 1 if overtakes else 0
-                        return shares
-                if not wait:
-                    return []
-                self._wakeup.wait()
-            return None
-
-    def _take(self, lane: deque[_Share]) -> list[_Share]:
-        """Take the first share that waits and what fits beside it: same prefix, one budget."""
-        shares: list[_Share] = []
-        skipped: list[_Share] = []
-        room = self.max_batch_tokens
-        while lane and room > 0 and len(skipped) < MAX_SKIPPED_SHARES:
-            share = lane.popleft()
-            if share.call.future.done():  # failed or cancelled
-                continue
-            while not shares and share.batch.num_keys > room and len(share.batch) > 1:
-                share, rest = share.split()  # the budget has shrunk since it was planned
-                lane.appendleft(rest)
-            fits = share.batch.num_keys <= room
-            if not shares or (
-                fits
-                and not share.runs_alone
-                and share.batch.prefix_ids == shares[0].batch.prefix_ids
-            ):
-                shares.append(share)
-                room = 0 if share.runs_alone else room - share.batch.num_keys
-            else:
-                skipped.append(share)
-        lane.extendleft(reversed(skipped))
-        return shares
-
-    def _start(self, shares: list[_Share]) -> _Flight:
+    def _start(self, shares: list[Share]) -> _Flight:
         batch = PackedBatch.join([share.batch for share in shares])
         self.num_forwards += 1
         try:
@@ -292,23 +231,16 @@ class Engine:
         """Send a failed forward's shares back to the queue, or tell the one caller it concerns."""
         shares = flight.shares
         if _is_out_of_memory(failure):
-            if self._device.startswith("cuda"):
+            if self.name.startswith("cuda"):
                 torch.cuda.empty_cache()
             if len(flight.batch) == 1:
-                num_tokens = flight.batch.num_keys
-                error = DeviceOutOfMemoryError(num_tokens=num_tokens, device=self._device)
+                num_tokens, name = flight.batch.num_keys, self.name
+                error = DeviceOutOfMemoryError(num_tokens=num_tokens, device=name)
                 error.__cause__ = failure
                 return shares[0].call.fail(error)
-            budget = min(self.max_batch_tokens, max(1, flight.batch.num_keys // 2))
-            logger.warning(
-                "%s ran out of memory at %d tokens; batches hold at most %d for now",
-                self._device,
-                flight.batch.num_keys,
-                budget,
-            )
-            self.max_batch_tokens = budget
-            self._num_forwards_to_grow *= 2
-            self._num_since_shrunk = 0
+            self._shrink(flight.batch.num_keys)
+        elif self._is_lost_by(failure):
+            return self._leave(shares, failure)
         elif len(shares) == 1:
             if not isinstance(failure, Qwen3EmbeddingError):
                 error = EngineError(f"the forward failed: {failure}")
@@ -318,9 +250,43 @@ class Engine:
         else:
             shares = [replace(share, runs_alone=True) for share in shares]
         self.num_retries += 1
-        with self._wakeup:
-            self._calls.extendleft(reversed(shares))
+        self._waiting.put_back(shares)
         return None
+
+    def _shrink(self, num_tokens: int) -> None:
+        """Lower the budget after a forward of so many tokens found no room."""
+        self.max_batch_tokens = min(self.max_batch_tokens, max(1, num_tokens // 2))
+        self._num_forwards_to_grow *= 2
+        self._num_since_shrunk = 0
+        logger.warning(
+            "%s ran out of memory at %d tokens; batches hold at most %d for now",
+            self.name,
+            num_tokens,
+            self.max_batch_tokens,
+        )
+
+    def _is_lost_by(self, failure: Exception) -> bool:
+        """Whether the device will never answer again, not only to this forward.
+
+        After some errors of a kernel every later call on the device fails, at once: it would take
+        all that waits and fail it.
+        """
+        if self._probe is None or isinstance(failure, Qwen3EmbeddingError):
+            return False
+        try:
+            self._probe()
+        except Exception:
+            return True
+        return False
+
+    def _leave(self, shares: list[Share], failure: Exception) -> None:
+        """Fail the calls of the forward that lost the device, and serve no more."""
+        self._lost = f"{self.name} is lost: {failure}; start the process anew"
+        logger.error("%s", self._lost)
+        for share in shares:
+            error = EngineError(self._lost)
+            error.__cause__ = failure
+            share.call.fail(error)
 
 
 def _raiser(error: Exception) -> Callable[[], Vectors]:

@@ -68,7 +68,7 @@ def prepare(
             index=index + first_index, num_tokens=lengths[index], max_length=rules.max_length
         )
     if rules.on_too_long == "truncate":
-        _warn_of_truncation(too_long, lengths, word, rules, first_index)
+        warn_of_truncation(too_long, lengths, word, rules, first_index)
         for i in too_long:
             sequences[i] = tokenizer.cut(sequences[i], room)
         num_tokens = sum(len(ids) + num_prefix for ids in sequences)
@@ -81,9 +81,10 @@ def prepare(
     return Inputs(flat, head.prefix_ids, [len(part) for part in pieces], num_tokens, 0)
 
 
-def _warn_of_truncation(
-    too_long: list[int], lengths: list[int], word: str, rules: InputRules, first_index: int
+def warn_of_truncation(
+    too_long: list[int], lengths: list[int], word: str, rules: InputRules, first_index: int = 0
 ) -> None:
+    """Log how many texts are cut, and which."""
     named = ", ".join(str(i + first_index) for i in too_long[:MAX_NAMED])
     more = f" and {len(too_long) - MAX_NAMED} more" if len(too_long) > MAX_NAMED else ""
     logger.warning(

@@ -1,4 +1,4 @@
-"""One linear layer without bias on a CPU: float32, bfloat16 or int8 weights behind one call."""
+"""One linear layer without bias: int8 and packed weights on a CPU, fp8 on CUDA, behind one call."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 
+E4M3 = torch.float8_e4m3fn  # fp8 with three bits of fraction
+E4M3_MAX = 448.0
+SMALLEST_SCALE = 1e-30  # of a row of zeros: zero would make NaN of it
+FP8_CAPABILITY = (8, 9)  # Ada
+
 
 class Rows(NamedTuple):
-    """Activations whose rows are still to be multiplied by a number each.
+    """Activations (T, K) whose rows are still to be multiplied by a number each.
 
     A linear layer, a residual sum or a norm of its own can take the factor along; applying it
     would cost a pass over all values.
@@ -127,14 +132,14 @@ class Int8Linear:
 
 
 class QuantizedWeight(NamedTuple):
-    """An int8 weight: `values * scale` is the true one."""
+    """A weight in int8 or fp8: `values * scale` is the true one."""
 
-    values: torch.Tensor  # (N, K) int8
+    values: torch.Tensor  # (N, K) int8 or float8_e4m3fn
     scale: torch.Tensor  # (N,) float32
 
     def to_float(self) -> torch.Tensor:
         """Return the weight it stands for, (N, K) float32."""
-        return self.values * self.scale[:, None]
+        return self.values.float() * self.scale[:, None]
 
 
 Weight = torch.Tensor | QuantizedWeight
@@ -152,6 +157,46 @@ def quantize_weight(weight: torch.Tensor) -> QuantizedWeight:
     weight = weight.float()
     scale = weight.abs().amax(1).div_(127).clamp_min_(1e-30)
     return QuantizedWeight((weight / scale[:, None]).round_().to(torch.int8), scale)
+
+
+def to_e4m3(x: torch.Tensor) -> Rows:
+    """Return the rows of x (N, K) in e4m3, each with the scale that makes 448 of its largest.
+
+    A row with NaN or inf gets a scale that makes NaN of all its products.
+    """
+    x = x.float()
+    scale = x.abs().amax(1, keepdim=True).div_(E4M3_MAX).clamp_min_(SMALLEST_SCALE)
+    return Rows((x / scale).to(E4M3), scale)
+
+
+def quantize_weight_fp8(weight: torch.Tensor) -> QuantizedWeight:
+    """Return weight (N, K) in e4m3, a scale for each output."""
+    values, scale = to_e4m3(weight)
+    assert scale is not None
+    return QuantizedWeight(values, scale.squeeze(1))
+
+
+def product(x: Rows, weight: Weight, dtype: torch.dtype) -> torch.Tensor:
+    """Return x @ weight.T, (T, N) in `dtype`: an fp8 weight takes e4m3 rows, others plain ones."""
+    if isinstance(weight, torch.Tensor):
+        return F.linear(x.values, weight)
+    # The same positional call from torch 2.6 to 2.15; the public F.scaled_mm came with 2.10.
+    return torch.ops.aten._scaled_mm(
+        x.values, weight.values.t(), x.scale, weight.scale[None], None, None, dtype, True
+    )
+
+
+def fp8_obstacle(device: torch.device, capability: tuple[int, int]) -> str | None:
+    """Return why this device, of this CUDA capability, cannot multiply fp8; None where it can."""
+    if capability < FP8_CAPABILITY:
+        have, need = (".".join(map(str, one)) for one in (capability, FP8_CAPABILITY))
+        return f"needs a card of compute capability {need} or newer, this one has {have}"
+    weight = quantize_weight_fp8(torch.ones(16, 16, device=device))
+    try:  # torch 2.6 knows Hopper alone: Ada came with 2.7, Blackwell later
+        product(to_e4m3(torch.ones(16, 16, device=device)), weight, torch.bfloat16)
+    except (RuntimeError, ValueError) as error:
+        return f"needs a newer torch for this card, this is {torch.__version__} ({error})"
+    return None
 
 
 @cache

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from ..errors import ConfigError, ModelLoadError
-from .attention import FLASH_CAPABILITY, choose_attention
+from .attention import CAPTURABLE, FLASH_CAPABILITY, Attention, choose_attention
 from .checkpoint import (
     Architecture,
+    Task,
     content_hash,
     locate_model,
     read_architecture,
@@ -23,41 +24,43 @@ from .checkpoint import (
     weight_files,
 )
 from .config import DEFAULT_MODEL, TINY, EngineConfig
-from .dense import CpuDense, Dense, DenseParts
-from .engine import Engine
-from .heads import EmbeddingHead
-from .linear import (
-    Int8Linear,
-    Linear,
-    PackedLinear,
-    QuantizedWeight,
-    Weight,
-    WidenedLinear,
-    has_packed_products,
-)
-from .model import Qwen3Model
+from .dense import choose_dense
+from .devices import free_bytes, on_device, one_each, together
+from .engine import Engine, Runner
+from .graphs import Capture, CudaCapture
+from .heads import Head, embedding_head, reranking_head
+from .linear import fp8_obstacle, has_packed_products
+from .memory import Room, check_weights, find_room
+from .model import Computed, Qwen3Model
+from .pairs import PairTokenizer
 from .quantization import Quantizer
 from .team import Team
 from .tokenizer import Tokenizer
-from .weights import Layer, load_weights
+from .weights import Layer, load_weights, read_output_rows
 from .workers import on_fresh_thread
 
 logger = logging.getLogger(__name__)
 
 # Wide enough to keep the matrix units busy, small enough that a search waits little behind it.
 MAX_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}
+QUANTIZED_ON = {"int8": "cpu", "fp8": "cuda"}
+
+
+T = TypeVar("T", Tokenizer, PairTokenizer)
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedModel:
+class LoadedModel(Generic[T]):
     """One copy of the weights, the engine that runs them, and what they are."""
 
     config: EngineConfig  # with device, dtype and max_batch_tokens resolved
     folder: Path
     architecture: Architecture
-    tokenizer: Tokenizer
+    tokenizer: T
     engine: Engine
+    computed: tuple[Computed, ...]  # by each copy of the model
     stamps: tuple[tuple[Path, int, int], ...]  # each weight file's size and time when it was read
+    rooms: tuple[Room, ...] = ()  # what each device has room for, where that is known
 
     @cached_property
     def content_hash(self) -> str:
@@ -73,37 +76,128 @@ class LoadedModel:
         return content_hash(self.folder, self.architecture)
 
 
-def load_model(config: EngineConfig) -> LoadedModel:
-    """Return the model, ready to run. Raises ModelLoadError or ConfigError."""
+def load_model(config: EngineConfig) -> LoadedModel[Tokenizer]:
+    """Return the embedding model, ready to run. Raises ModelLoadError or ConfigError."""
     # On a thread that ends: an operation leaves its thread with a team of OpenMP threads. With more
     # of these than cores, OpenMP puts its threads to sleep between operations, and waking them
     # doubles the time of a query. And in a forked child the caller may stand in a team whose other
     # threads stayed behind, and would wait for them for ever.
-    return on_fresh_thread(lambda: _load_model(config))
+    return on_fresh_thread(lambda: _load_model(config, "embedding", Tokenizer))
 
 
-def _load_model(config: EngineConfig) -> LoadedModel:
+def load_reranker(config: EngineConfig) -> LoadedModel[PairTokenizer]:
+    """Return the reranker, ready to run. Raises ModelLoadError or ConfigError."""
+    return on_fresh_thread(lambda: _load_model(config, "reranking", PairTokenizer))
+
+
+def _load_model(
+    config: EngineConfig, task: Task, make_tokenizer: Callable[[Path], T]
+) -> LoadedModel[T]:
     folder = locate_model(config)
-    architecture = read_architecture(folder)
+    architecture = read_architecture(folder, task)
     is_stored_int8 = read_quantization(folder) is not None
+    if is_stored_int8 and config.quantization == "fp8":
+        raise ConfigError(
+            f'quantization="fp8": the weights in {folder} are int8 already; give the model that '
+            "they were made of"
+        )
     config = resolve(replace(config, quantization="int8") if is_stored_int8 else config)
     stamps = _stamps(folder)
-    tokenizer = Tokenizer(folder)
+    tokenizer = make_tokenizer(folder)
     if tokenizer.num_ids > architecture.vocab_size:
         raise ModelLoadError(
             f"{folder}: tokenizer.json knows {tokenizer.num_ids} tokens, the model "
             f"{architecture.vocab_size}: they belong to different models"
         )
+    made = [
+        _make_runner(one, folder, architecture, tokenizer, is_stored_int8=is_stored_int8)
+        for one in one_each(config)
+    ]
+    heads = [head for _, head, _ in made]
+    engine = Engine([runner for runner, _, _ in made], width=heads[0].width)
+    rooms = tuple(room for _, _, room in made if room is not None)
+    if config.model == TINY:
+        logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
+    computed = tuple(head.computed for head in heads)
+    return LoadedModel(config, folder, architecture, tokenizer, engine, computed, stamps, rooms)
+
+
+def _make_runner(
+    config: EngineConfig,
+    folder: Path,
+    architecture: Architecture,
+    tokenizer: Tokenizer | PairTokenizer,
+    *,
+    is_stored_int8: bool,
+) -> tuple[Runner, Head, Room | None]:
+    """Return the config's one device, its model's head, and what it has room for, if known."""
+    device = torch.device(config.device)
+    with on_device(device):
+        free = free_bytes(device)
+        if free is not None:
+            itemsize = 1 if config.quantization else _torch_dtype(config.dtype).itemsize
+            check_weights(architecture, itemsize, device=config.device, free_bytes=free)
+        model, attention = _make_model(
+            config, folder, architecture, tokenizer, is_stored_int8=is_stored_int8
+        )
+        free = free_bytes(device)
+    budget, room = int(config.max_batch_tokens), None
+    if free is not None:
+        room = find_room(architecture, model.dtype.itemsize, device=config.device, free_bytes=free)
+        room.check_length(1)
+        budget = min(budget, room.max_tokens)
+        logger.info(
+            "%s: %.2f GB free beside the weights; %d tokens a forward",
+            config.device,
+            free / 1e9,
+            budget,
+        )
+    is_cuda = device.type == "cuda"
+    can_capture = is_cuda and attention in CAPTURABLE
+    head = _make_head(model, folder, tokenizer, CudaCapture(device) if can_capture else None)
+    runner = Runner(
+        head,
+        config.device,
+        budget,
+        max_in_flight=2 if is_cuda else 1,
+        probe=partial(torch.cuda.synchronize, device) if is_cuda else None,
+    )
+    return runner, head, room
+
+
+def _make_head(
+    model: Qwen3Model,
+    folder: Path,
+    tokenizer: Tokenizer | PairTokenizer,
+    capture: Capture | None,
+) -> Head:
+    if isinstance(tokenizer, Tokenizer):
+        return embedding_head(model, capture)
+    answers = read_output_rows(folder, model.architecture, tokenizer.answer_ids)
+    return reranking_head(model, answers, capture)
+
+
+def _make_model(
+    config: EngineConfig,
+    folder: Path,
+    architecture: Architecture,
+    tokenizer: Tokenizer | PairTokenizer,
+    *,
+    is_stored_int8: bool,
+) -> tuple[Qwen3Model, Attention]:
+    """Return the model on the config's one device, and its attention."""
     device, dtype = torch.device(config.device), _torch_dtype(config.dtype)
     attention, reason = choose_attention(
         config.attention, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
     )
-    dense = _dense_parts(architecture, device, dtype)
+    dense, kernels_reason = choose_dense(
+        architecture, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
+    )
     quantizer = None
     if config.quantization and not is_stored_int8:
-        quantizer = Quantizer(architecture, tokenizer)
+        quantizer = Quantizer(architecture, tokenizer, config.quantization, device)
 
-    def pack(embedding: torch.Tensor, layers: Iterable[Layer]) -> list[Any]:
+    def pack(embedding: torch.Tensor, layers: Iterable[Layer]) -> Iterable[Any]:
         return dense.pack(layers if quantizer is None else quantizer.quantize(embedding, layers))
 
     weights = load_weights(
@@ -119,35 +213,26 @@ def _load_model(config: EngineConfig) -> LoadedModel:
         attention=attention,
         dense=dense,
         device=device,
-        dtype=torch.float32 if device.type == "cpu" else dtype,
+        # The residual's: sums over all layers exceed float16 where products do not.
+        dtype=torch.float32 if device.type == "cpu" or dtype == torch.float16 else dtype,
         team=Team(torch.get_num_threads()) if device.type == "cpu" else None,
     )
-    engine = Engine(
-        EmbeddingHead(model),
-        width=architecture.hidden_size,
-        max_batch_tokens=int(config.max_batch_tokens),
-        device=config.device,
-        max_in_flight=2 if device.type == "cuda" else 1,
+    logger.info(
+        "%s on %s; attention: %s; kernels: %s", config.model, config.device, reason, kernels_reason
     )
-    logger.info("%s on %s; attention: %s", config.model, config.device, reason)
-    if config.model == TINY:
-        logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
-    return LoadedModel(config, folder, architecture, tokenizer, engine, stamps)
+    return model, attention
 
 
 def resolve(config: EngineConfig) -> EngineConfig:
     """Return the config with every "auto" replaced by what this machine makes of it."""
-    device = _resolve_device(config.device, needs_cpu=config.quantization is not None)
-    if config.quantization and device.type != "cpu":
-        raise ConfigError(
-            f'quantization="{config.quantization}" runs on a CPU, not on device="{config.device}"; '
-            'use device="cpu" or "auto", or leave quantization out'
-        )
-    if config.quantization and not has_packed_products():
-        raise ConfigError(
-            f'quantization="{config.quantization}" needs an x86 processor and a torch with oneDNN '
-            f"(this is {platform.machine()}, torch {torch.__version__}); leave it out"
-        )
+    return together([_resolve_one(one) for one in one_each(config)])
+
+
+def _resolve_one(config: EngineConfig) -> EngineConfig:
+    """Return the config of one device, resolved."""
+    device = _resolve_device(config.device, config.quantization)
+    if config.quantization:
+        _check_quantization(config, device)
     dtype = config.dtype
     if dtype == "auto":
         dtype = "bfloat16" if _has_fast_bfloat16(device) else "float32"
@@ -165,9 +250,36 @@ def resolve(config: EngineConfig) -> EngineConfig:
     )
 
 
-def _resolve_device(name: str, *, needs_cpu: bool) -> torch.device:
-    if name == "auto" and needs_cpu:
-        return torch.device("cpu")
+def _check_quantization(config: EngineConfig, device: torch.device) -> None:
+    """Raise ConfigError unless the device can multiply in what `quantization` names."""
+    word = f'quantization="{config.quantization}"'
+    if device.type != QUANTIZED_ON[str(config.quantization)]:
+        where = {"int8": "a CPU", "fp8": "an NVIDIA card"}[str(config.quantization)]
+        raise ConfigError(
+            f'{word} runs on {where}, not on device="{config.device}"; '
+            f'use device="{QUANTIZED_ON[str(config.quantization)]}" or "auto", '
+            "or leave quantization out"
+        )
+    if config.quantization == "fp8":
+        obstacle = fp8_obstacle(device, torch.cuda.get_device_capability(device))
+        if obstacle:
+            name = torch.cuda.get_device_name(device)
+            raise ConfigError(f"{word} on {name}: {obstacle}; leave quantization out")
+    elif not has_packed_products():
+        raise ConfigError(
+            f"{word} needs an x86 processor and a torch with oneDNN "
+            f"(this is {platform.machine()}, torch {torch.__version__}); leave it out"
+        )
+
+
+def _resolve_device(name: str, quantization: str | None) -> torch.device:
+    if name == "auto" and quantization:
+        name = QUANTIZED_ON[quantization]
+        if name == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                f'quantization="{quantization}" needs an NVIDIA card, and torch '
+                f'{torch.__version__} sees none here; leave it out, or use "int8" on an x86 CPU'
+            )
     if name == "auto":
         has_cuda, has_mps = torch.cuda.is_available(), _has_sound_mps()
         name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
@@ -223,23 +335,6 @@ def _cpu_multiplies_bfloat16() -> bool:
         return False
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")[:4096]
-
-
-def _dense_parts(
-    architecture: Architecture, device: torch.device, dtype: torch.dtype
-) -> DenseParts:
-    """Return the dense parts in the device's best form."""
-    if device.type != "cpu":
-        return Dense(architecture)
-    packs_bfloat16 = has_packed_products() and _cpu_multiplies_bfloat16()
-    packed = {torch.float32: has_packed_products(), torch.bfloat16: packs_bfloat16}
-
-    def make_linear(weight: Weight) -> Linear:
-        if isinstance(weight, QuantizedWeight):
-            return Int8Linear(weight)
-        return (PackedLinear if packed.get(weight.dtype) else WidenedLinear)(weight)
-
-    return CpuDense(architecture, make_linear)
 
 
 def _torch_dtype(name: str) -> torch.dtype:

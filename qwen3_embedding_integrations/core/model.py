@@ -8,17 +8,18 @@ that read the same input, and in the last layer only each text's last token goes
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import partial
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from .attention import Attention, Segments
 from .checkpoint import Architecture
 from .dense import DenseParts
+from .layout import Int64Array, Shape, lay_out
+from .memory import KEPT_PREFIX_TOKENS
 from .packing import PackedBatch
 from .team import Team
 from .weights import Weights
@@ -26,22 +27,58 @@ from .weights import Weights
 MAX_PREFIXES = 32  # instructions whose keys and values are kept
 
 
-class Prefix(NamedTuple):
-    """Per layer, the keys and values of tokens that every text of a batch begins with."""
+@dataclass(slots=True)
+class Computed:
+    """What has gone through a model so far."""
 
-    keys: list[torch.Tensor]  # each (P, Hk, D)
-    values: list[torch.Tensor]  # each (P, Hk, D)
+    num_tokens: int = 0  # a prefix once, not once for every text behind it
 
 
-class _Plan(NamedTuple):
-    """What every layer of one forward needs to know of its batch; all on the device."""
+class Texts(NamedTuple):
+    """The lengths of a forward's texts as far as the host must know them.
 
+    A graph is captured for many batches: for it only the maxima hold, and the lists are empty.
+    """
+
+    q_lengths: list[int]
+    k_lengths: list[int]
+    max_q: int = 0
+    max_k: int = 0
+
+    @classmethod
+    def of_batch(cls, batch: PackedBatch) -> Texts:
+        """Return the lengths of a batch."""
+        lengths = batch.lengths
+        return cls(lengths.tolist(), (lengths + len(batch.prefix_ids)).tolist())
+
+
+class Plan(NamedTuple):
+    """What every layer of one forward needs to know of its batch; tensors on the device, int64."""
+
+    input_ids: torch.Tensor  # (T,)
+    position_ids: torch.Tensor  # (T,)
     segments: Segments
     last_segments: Segments  # of the last layer: one query per text
-    angles: torch.Tensor  # (T, …) as DenseParts.angles made them
-    last_rows: torch.Tensor  # (B,) int64, each text's last token
-    own_rows: torch.Tensor  # (T,) int64, where a token's key lies among all keys
-    prefix_rows: torch.Tensor  # (B * P,) int64, where the prefix's keys lie
+    last_rows: torch.Tensor  # (B,) each text's last token
+    key_rows: torch.Tensor  # see layout.Parts
+
+    @classmethod
+    def of_words(cls, words: torch.Tensor, shape: Shape, texts: Texts) -> Plan:
+        """Return the plan that `Layout.words`, on the device, stand for."""
+        parts = shape.split(words)
+        starts_q, starts_k, starts_last = parts.cu_q.int(), parts.cu_k.int(), parts.cu_last.int()
+        return cls(
+            input_ids=parts.input_ids,
+            position_ids=parts.position_ids,
+            segments=Segments(
+                texts.q_lengths, texts.k_lengths, starts_q, starts_k, texts.max_q, texts.max_k
+            ),
+            last_segments=Segments(
+                [1] * len(texts.q_lengths), texts.k_lengths, starts_last, starts_k, 1, texts.max_k
+            ),
+            last_rows=parts.last_rows,
+            key_rows=parts.key_rows,
+        )
 
 
 class Qwen3Model:
@@ -62,89 +99,105 @@ class Qwen3Model:
         self.device = device
         self.dtype = dtype  # of the activations
         self.weights_dtype = weights.norm.dtype
+        self.computed = Computed()
         self._weights = weights
         self._attention = attention
         self._dense = dense
         self._team = team
-        self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
 
+    @torch.inference_mode()
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """Return (B, H) in the model's dtype."""
-        prefix = self._prefix(batch.prefix_ids) if batch.prefix_ids else None
-        forward = partial(self._forward, prefix=prefix, keep=None)
+        prefix = self.prefix(batch.prefix_ids) if batch.prefix_ids else None
+
+        def forward(part: PackedBatch) -> torch.Tensor:
+            return self._run(part, prefix, None)
+
         return forward(batch) if self._team is None else self._team.run(forward, batch)
 
-    def _prefix(self, ids: tuple[int, ...]) -> Prefix:
-        """Return the prefix's keys and values, computed once, in a forward of its own."""
+    @torch.inference_mode()
+    def prefix(self, ids: tuple[int, ...]) -> torch.Tensor:
+        """Return the prefix's keys and values of each layer, (layers, 2, P, Hk, D).
+
+        Computed once, in a forward of its own; the last ones asked for are kept, MAX_PREFIXES and
+        KEPT_PREFIX_TOKENS in all, and the very last however long.
+        """
         if ids not in self._prefixes:
-            kept = Prefix([], [])
-            self._forward(PackedBatch.pack([np.array(ids, np.int32)]), None, keep=kept)
-            self._prefixes[ids] = kept
-            if len(self._prefixes) > MAX_PREFIXES:
+            self.computed.num_tokens += len(ids)
+            kept: list[torch.Tensor] = []
+            self._run(PackedBatch.pack([np.array(ids, np.int32)]), None, kept)
+            self._prefixes[ids] = torch.stack(kept)
+            while len(self._prefixes) > 1 and (
+                len(self._prefixes) > MAX_PREFIXES or self.num_kept_tokens > KEPT_PREFIX_TOKENS
+            ):
                 self._prefixes.popitem(last=False)
         self._prefixes.move_to_end(ids)
         return self._prefixes[ids]
 
-    @torch.inference_mode()
-    def _forward(
-        self, batch: PackedBatch, prefix: Prefix | None, keep: Prefix | None
+    @property
+    def num_kept_tokens(self) -> int:
+        """Tokens of all prefixes that are kept."""
+        return sum(map(len, self._prefixes))
+
+    def _run(
+        self, batch: PackedBatch, prefix: torch.Tensor | None, keep: list[torch.Tensor] | None
     ) -> torch.Tensor:
-        plan = self._plan(batch)
-        input_ids = self._to_device(batch.input_ids)
-        residual = F.embedding(input_ids, self._weights.embedding).to(self.dtype)  # (T, H)
+        layout = lay_out(batch)
+        words = self.to_device(layout.words)
+        return self.forward(Plan.of_words(words, layout.shape, Texts.of_batch(batch)), prefix, keep)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        plan: Plan,
+        prefix: torch.Tensor | None = None,
+        keep: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Return (B, H) in the model's dtype; add each layer's keys and values to `keep`.
+
+        `prefix` (layers, 2, P, Hk, D) holds the keys and values that stand before each text's own.
+        """
+        angles = self._dense.angles(plan.position_ids)
+        residual = F.embedding(plan.input_ids, self._weights.embedding).to(self.dtype)  # (T, H)
         x: torch.Tensor | None = None
         last = len(self._weights.layers) - 1
         for i, layer in enumerate(self._weights.layers):
-            q, k, v = self._dense.project(layer, x, residual, plan.angles)
+            q, k, v = self._dense.project(layer, x, residual, angles)
+            x = None  # here and below: what is not needed any more must not stand beside what is
             if keep is not None:
-                keep.keys.append(k.clone())
-                keep.values.append(v.clone())
+                keep.append(torch.stack([k, v]))  # (2, T, Hk, D)
             if prefix is not None:
-                k, v = self._join(prefix.keys[i], k, plan), self._join(prefix.values[i], v, plan)
+                k, v = self._join(prefix[i, 0], k, plan), self._join(prefix[i, 1], v, plan)
             segments = plan.segments
             if i == last:
                 # Nothing reads the other tokens any more: their keys and values are all it takes.
                 rows, segments = plan.last_rows, plan.last_segments
                 q, residual = q[rows], residual[rows]
-            x = self._dense.finish(layer, self._attention(q, k, v, segments), residual)
+            attended = self._attention(q, k, v, segments)
+            del q, k, v
+            x = self._dense.finish(layer, attended, residual)
+            del attended
         return self._dense.norm(x, residual, self._weights.norm)  # (B, H)
 
-    def _join(self, shared: torch.Tensor, own: torch.Tensor, plan: _Plan) -> torch.Tensor:
+    def _join(self, shared: torch.Tensor, own: torch.Tensor, plan: Plan) -> torch.Tensor:
         """Return each text's keys (or values) with the prefix's before them, (T + B P, Hk, D)."""
-        num_texts = len(plan.last_rows)
-        if self.device.type == "cpu":  # here a list of slices is copied faster than by index
+        if plan.segments.q_lengths and self.device.type == "cpu":
+            # Here a list of slices is copied faster than by index.
             own_of_texts = own.split(plan.segments.q_lengths)
             return torch.cat([piece for text in own_of_texts for piece in (shared, text)])
-        joined = own.new_empty(len(own) + num_texts * len(shared), *own.shape[1:])
-        joined[plan.own_rows] = own
-        joined[plan.prefix_rows] = shared.repeat(num_texts, 1, 1)
-        return joined
+        return torch.cat([shared, own])[plan.key_rows]
 
-    def _to_device(self, array: npt.NDArray[np.integer]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type != "cuda":  # Metal would read the array after it is gone
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+    def to_device(self, words: Int64Array) -> torch.Tensor:
+        """Return the words on the device, without waiting for the copy."""
+        tensor = self.on_host(words)
+        # Metal would read the array after it is gone.
+        return tensor.to(self.device, non_blocking=tensor.is_pinned())
 
-    def _plan(self, batch: PackedBatch) -> _Plan:
-        num_prefix, num_texts = len(batch.prefix_ids), len(batch)
-        ones = np.arange(num_texts + 1)
-        cu_q = batch.cu_seqlens.astype(np.int64)
-        cu_k = cu_q + num_prefix * ones
-        text = np.repeat(ones[:-1], batch.lengths)  # (T,) the text each token belongs to
-        position_ids = batch.position_ids
-        own_rows = np.arange(batch.num_tokens) + num_prefix * (text + 1)
-        prefix_rows = (cu_k[:-1, None] + np.arange(num_prefix)).ravel()
-        parts = [cu_q, cu_k, ones, cu_q[1:] - 1, position_ids, own_rows, prefix_rows]
-        # One copy to the device for all of them.
-        on_device = self._to_device(np.concatenate(parts)).split([len(part) for part in parts])
-        q_lengths, k_lengths = batch.lengths.tolist(), (batch.lengths + num_prefix).tolist()
-        starts_q, starts_k, starts_last = (t.int() for t in on_device[:3])
-        return _Plan(
-            segments=Segments(q_lengths, k_lengths, starts_q, starts_k),
-            last_segments=Segments([1] * num_texts, k_lengths, starts_last, starts_k),
-            angles=self._dense.angles(on_device[4]),
-            last_rows=on_device[3],
-            own_rows=on_device[5],
-            prefix_rows=on_device[6],
-        )
+    def on_host(self, words: Int64Array) -> torch.Tensor:
+        """Return the words as the device copies them best: for CUDA in pinned memory.
+
+        It is not given to another before the copies that read it are done.
+        """
+        tensor = torch.from_numpy(words)
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor

@@ -1,4 +1,4 @@
-"""int8 weights: smoothed by what a few texts show, rounded, kept in bfloat16 where it matters.
+"""int8 and fp8 weights: smoothed by what a few texts show, rounded, kept in bfloat16 if it matters.
 
 Three steps a layer, on the activations of CALIBRATION_TEXTS:
 
@@ -6,8 +6,8 @@ Three steps a layer, on the activations of CALIBRATION_TEXTS:
    its size to the weights that read it, by a factor that the norm or the projection before it
    takes back. Factors are powers of two: they change no bit of what is computed, and rounding
    noise of one machine or another does not change them.
-2. Rounding to 255 levels, a scale per output (`quantize_weight`).
-3. A projection whose rounding moves the layer's own contribution by more than MAX_ERROR stays in
+2. Rounding to 255 levels or to e4m3, a scale per output.
+3. A projection whose rounding moves the layer's own contribution by more than `max_error` stays in
    bfloat16.
 """
 
@@ -17,9 +17,10 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +29,14 @@ from safetensors.torch import save_file
 from ..errors import ConfigError
 from . import kernels
 from .attention import Segments, sdpa_attention
-from .checkpoint import QUANT_METHOD, Architecture, content_hash
-from .linear import QuantizedWeight, Weight, quantize_weight
+from .checkpoint import QUANT_METHOD, Architecture, Task, content_hash, read_architecture
+from .config import Quantization
+from .linear import QuantizedWeight, Weight, quantize_weight, quantize_weight_fp8, to_e4m3
 from .packing import PackedBatch
+from .pairs import PairTokenizer
+from .prompts import WEB_SEARCH
 from .tokenizer import Tokenizer
-from .weights import SCALE, Layer, Weights, load_weights
+from .weights import OUTPUT, SCALE, Layer, Weights, load_weights, read_output_layer
 
 # Plain sentences of several kinds: they show which channels are large, not what is said.
 CALIBRATION_TEXTS = (
@@ -43,32 +47,52 @@ CALIBRATION_TEXTS = (
     "The committee met on 12 May 1998 in Geneva; no decision was taken, and the file was closed. "
     "La réunion suivante est prévue à Paris. Что делать, если сервер не отвечает?",
 )
+CALIBRATION_QUERY = "how long do neutrino oscillations take?"
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json")
-MAX_ERROR = 0.03  # of a layer's contribution; weights and activations of a bell curve give 0.01
+CPU = torch.device("cpu")
+PROJECTIONS = ("qkv", "o", "gate_up", "down")
 logger = logging.getLogger(__name__)
 
-PROJECTIONS = ("qkv", "o", "gate_up", "down")
+
+class Rounding(NamedTuple):
+    """What becomes of a product's two sides, and how far that may move a layer."""
+
+    weight: Callable[[torch.Tensor], QuantizedWeight]  # of (N, K)
+    rows: Callable[[torch.Tensor], torch.Tensor]  # of (T, K) float32, as the product reads them
+    max_error: float  # of a layer's contribution
 
 
 class Quantizer:
-    """Makes the layers of a model int8, one after another, as they are read."""
+    """Rounds the layers of a model, one after another, as they are read on `device`."""
 
-    def __init__(self, architecture: Architecture, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        tokenizer: Tokenizer | PairTokenizer,
+        quantization: Quantization = "int8",
+        device: torch.device = CPU,
+    ) -> None:
         self._architecture = architecture
-        self._batch = PackedBatch.pack(tokenizer.encode(CALIBRATION_TEXTS))
-        lengths = self._batch.lengths.tolist()
-        starts = torch.from_numpy(self._batch.cu_seqlens)
+        self._quantization = quantization
+        self._rounding = ROUNDINGS[quantization]
+        if isinstance(tokenizer, PairTokenizer):
+            sequences = tokenizer.encode_alone(WEB_SEARCH, CALIBRATION_QUERY, CALIBRATION_TEXTS)
+        else:
+            sequences = tokenizer.encode(CALIBRATION_TEXTS)
+        batch = PackedBatch.pack(sequences)
+        self._input_ids = torch.from_numpy(batch.input_ids).to(device)
+        lengths = batch.lengths.tolist()
+        starts = torch.from_numpy(batch.cu_seqlens).to(device)
         self._segments = Segments(lengths, lengths, starts, starts)
-        positions = torch.from_numpy(self._batch.position_ids)
-        self._cos, self._sin = kernels.rotary_angles(
-            positions, architecture.head_dim, architecture.rope_theta
-        )
+        positions = torch.from_numpy(batch.position_ids).to(device)
+        angles = kernels.rotary_angles(positions, architecture.head_dim, architecture.rope_theta)
+        self._angles = torch.cat(angles, dim=1)  # (T, 2, D / 2)
         self.kept: dict[str, float] = {}  # projections left in bfloat16, and the error they had
 
     @torch.inference_mode()
     def quantize(self, embedding: torch.Tensor, layers: Iterable[Layer]) -> Iterator[Layer]:
-        """Yield each layer with its projections int8, or bfloat16 where it takes that."""
-        residual = F.embedding(torch.from_numpy(self._batch.input_ids), embedding).float()  # (T, H)
+        """Yield each layer with its projections rounded, or bfloat16 where it takes that."""
+        residual = F.embedding(self._input_ids, embedding).float()  # (T, H)
         for index, layer in enumerate(layers):
             inputs: dict[str, torch.Tensor] = {}
             output = self._run(layer, residual, inputs)
@@ -76,39 +100,51 @@ class Quantizer:
             quantized: dict[str, Weight] = {}
             for name in PROJECTIONS:
                 weight = getattr(smooth, name)
-                quantized[name] = quantize_weight(weight)
+                quantized[name] = self._rounding.weight(weight)
                 moved = self._run(replace(smooth, **{name: quantized[name]}), residual)
                 error = float((moved - output).norm() / (output - residual).norm())
-                if not error <= MAX_ERROR:  # NaN too: what cannot be judged is not rounded
+                # NaN too: what cannot be judged is not rounded.
+                if not error <= self._rounding.max_error:
                     quantized[name] = weight.bfloat16()
                     self.kept[f"layers.{index}.{name}"] = error
             residual = output
             yield replace(smooth, **quantized)
         if self.kept:
             named = ", ".join(f"{name} ({error:.3f})" for name, error in self.kept.items())
-            logger.info("kept in bfloat16, where int8 would lose too much: %s", named)
+            logger.info(
+                "kept in bfloat16, where %s would lose too much: %s", self._quantization, named
+            )
 
     def _run(
         self, layer: Layer, residual: torch.Tensor, inputs: dict[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
         """Return the layer's output (T, H) in float32; put what each projection reads in inputs."""
-        a = self._architecture
+        a, eps = self._architecture, self._architecture.rms_norm_eps
         seen = {} if inputs is None else inputs
-        seen["qkv"] = kernels.add_norm(None, residual, layer.input_norm, a.rms_norm_eps)
-        heads = _project(seen["qkv"], layer.qkv).view(len(residual), -1, a.head_dim)
-        q, k, v = heads.split([a.num_heads, a.num_kv_heads, a.num_kv_heads], dim=1)
-        q = kernels.rotate(kernels.head_norm(q, layer.q_norm, a.rms_norm_eps), self._cos, self._sin)
-        k = kernels.rotate(kernels.head_norm(k, layer.k_norm, a.rms_norm_eps), self._cos, self._sin)
+        seen["qkv"] = _normed(residual, layer.input_norm, eps)
+        q, k, v = kernels.qk_norm_rope(
+            self._project(seen["qkv"], layer.qkv),
+            self._angles,
+            layer.q_norm,
+            layer.k_norm,
+            a.num_kv_heads,
+            eps,
+        )
         seen["o"] = sdpa_attention(q, k, v, self._segments).flatten(1)
-        middle = residual + _project(seen["o"], layer.o)
-        seen["gate_up"] = kernels.add_norm(None, middle, layer.post_attention_norm, a.rms_norm_eps)
-        seen["down"] = kernels.swiglu(_project(seen["gate_up"], layer.gate_up))
-        return middle + _project(seen["down"], layer.down)
+        middle = residual + self._project(seen["o"], layer.o)
+        seen["gate_up"] = _normed(middle, layer.post_attention_norm, eps)
+        gate_up = self._project(seen["gate_up"], layer.gate_up)
+        seen["down"] = kernels.swiglu(gate_up, torch.float32).values
+        return middle + self._project(seen["down"], layer.down)
+
+    def _project(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """Return what the projection computes, in float32, its roundings included."""
+        if isinstance(weight, torch.Tensor):
+            return F.linear(x, weight.float())
+        return F.linear(self._rounding.rows(x), weight.to_float())
 
 
-def quantize_folder(
-    folder: Path, architecture: Architecture, out: Path, *, source: str
-) -> dict[str, float]:
+def quantize_folder(folder: Path, out: Path, *, task: Task, source: str) -> dict[str, float]:
     """Write the model in `folder` with int8 weights to the new folder `out`.
 
     Returns the projections kept in bfloat16 and the errors that decided it. `source` names the
@@ -116,11 +152,13 @@ def quantize_folder(
     """
     if out.exists():
         raise ConfigError(f"{out} exists already; give the name of a new folder")
-    quantizer = Quantizer(architecture, Tokenizer(folder))
+    architecture = read_architecture(folder, task)
+    tokenizer = Tokenizer(folder) if task == "embedding" else PairTokenizer(folder)
+    quantizer = Quantizer(architecture, tokenizer)
     weights = load_weights(
         folder,
         architecture,
-        device=torch.device("cpu"),
+        device=CPU,
         dtype=torch.float32,
         pack=quantizer.quantize,
     )
@@ -134,7 +172,10 @@ def quantize_folder(
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         partial = Path(temporary) / out.name  # a folder under its own name is whole
         partial.mkdir()
-        save_file(_named_tensors(weights), partial / "model.safetensors")
+        named = _named_tensors(weights)
+        if task == "reranking" and not architecture.is_tied:
+            named[OUTPUT] = read_output_layer(folder)
+        save_file(named, partial / "model.safetensors")
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in SIDE_FILES:
             if (folder / name).is_file():
@@ -164,12 +205,27 @@ def _named_tensors(weights: Weights) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in named.items()}
 
 
-def _project(x: torch.Tensor, weight: Weight) -> torch.Tensor:
-    """Return what the projection computes, in float32, its roundings included."""
-    if isinstance(weight, torch.Tensor):
-        return F.linear(x, weight.float())
+def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return kernels.add_norm(None, x, weight, eps, torch.float32).values
+
+
+def _int8_rows(x: torch.Tensor) -> torch.Tensor:
     step = x.abs().amax(1, keepdim=True).div_(127).clamp_min_(1e-30)
-    return F.linear((x / step).round_().mul_(step), weight.to_float())
+    return (x / step).round_().mul_(step)
+
+
+def _e4m3_rows(x: torch.Tensor) -> torch.Tensor:
+    values, scale = to_e4m3(x)
+    assert scale is not None
+    return values.float() * scale
+
+
+# With weights and activations of a bell curve int8 moves a product by 0.01, and e4m3, which has
+# three bits of fraction, by 0.04.
+ROUNDINGS: dict[Quantization, Rounding] = {
+    "int8": Rounding(quantize_weight, _int8_rows, max_error=0.03),
+    "fp8": Rounding(quantize_weight_fp8, _e4m3_rows, max_error=0.05),
+}
 
 
 def _smoothed(layer: Layer, inputs: dict[str, torch.Tensor], architecture: Architecture) -> Layer:

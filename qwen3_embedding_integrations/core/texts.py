@@ -28,12 +28,7 @@ def check_texts(texts: Sequence[str], word: str, rules: InputRules, first_index:
         remedy = "; stream_documents takes any iterable" if word == "documents" else ""
         raise TypeError(f"{word} is a {type(texts).__name__}; pass a list of str{remedy}")
     for index, text in enumerate(texts, first_index):
-        if not isinstance(text, str):
-            raise InputError(
-                f"{word}[{index}] is {text!r:.80}, a {type(text).__name__}; every element must be "
-                "a str",
-                index=index,
-            )
+        check_text(text, f"{word}[{index}]", index)
         if rules.on_empty == "error" and not text.strip():
             kind = "blank" if text else "empty"
             raise InputError(
@@ -41,13 +36,21 @@ def check_texts(texts: Sequence[str], word: str, rules: InputRules, first_index:
                 "as it is",
                 index=index,
             )
-        try:
-            if not text.isascii():
-                text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{word}[{index}] holds a lone surrogate (U+{ord(text[error.start]):04X} at "
-                f"character {error.start}), which no Unicode encoding can carry; read the source "
-                'with errors="replace"',
-                index=index,
-            ) from error
+
+
+def check_text(text: object, name: str, index: int | None = None) -> None:
+    """Raise InputError unless `text` is a str that can be written down; `name` is what it is."""
+    if not isinstance(text, str):
+        raise InputError(
+            f"{name} is {text!r:.80}, a {type(text).__name__}; it must be a str", index=index
+        )
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} holds a lone surrogate (U+{ord(text[error.start]):04X} at character "
+            f"{error.start}), which no Unicode encoding can carry; read the source with "
+            'errors="replace"',
+            index=index,
+        ) from error

@@ -42,21 +42,14 @@ class Tokenizer:
     """Turns texts into token ids; safe to use from any thread."""
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizer = _load(folder)
-        self._tokenizer.no_truncation()  # a saved setting would cut, or pad, behind our back
-        self._tokenizer.no_padding()
+        self._tokenizer = load_tokenizer(folder)
         self.end_id = self._check_end(folder)
-        plain = self._tokenizer.get_vocab_size(with_added_tokens=False)
-        self.num_ids = max(plain, 1 + max(self._tokenizer.get_added_tokens_decoder(), default=0))
+        self.num_ids = count_ids(self._tokenizer)
         self.prompt = lru_cache(maxsize=256)(self._split_prompt)
 
     def encode(self, texts: Sequence[str]) -> list[Int32Array]:
         """Return each text's token ids, (L,) int32, ending in exactly one appended end token."""
-        ids: list[Int32Array] = []
-        for start in range(0, len(texts), SLICE):
-            encodings = self._tokenizer.encode_batch_fast(list(texts[start : start + SLICE]))
-            ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return ids
+        return encode_texts(self._tokenizer, texts)
 
     def cut(self, ids: Int32Array, num_tokens: int) -> Int32Array:
         """Return the first `num_tokens` ids of a text, the last of them the end token."""
@@ -115,8 +108,9 @@ class Tokenizer:
             if num_ends != 1 or self._tokenizer.encode(text).ids[-1] != end_id:
                 raise ModelLoadError(
                     f"{folder}: the tokenizer ends a text with {num_ends} {END_TOKEN}, a "
-                    "Qwen3-Embedding tokenizer with exactly one; this is a plain Qwen3 model, or "
-                    "an early revision: use Qwen3-Embedding-0.6B at revision 97b0c614 or newer"
+                    "Qwen3-Embedding tokenizer with exactly one; this is a reranker (load it with "
+                    "Qwen3Reranker), a plain Qwen3 model, or an early revision: use "
+                    "Qwen3-Embedding-0.6B at revision 97b0c614 or newer"
                 )
         return end_id
 
@@ -130,7 +124,30 @@ def _last_border(borders: list[npt.NDArray[np.intp]], after: int, last: int) -> 
     return last
 
 
-def _load(folder: Path) -> FastTokenizer:
+def encode_texts(tokenizer: FastTokenizer, texts: Sequence[str]) -> list[Int32Array]:
+    """Return each text's token ids, (L,) int32, with what the tokenizer itself appends."""
+    ids: list[Int32Array] = []
+    for start in range(0, len(texts), SLICE):
+        encodings = tokenizer.encode_batch_fast(list(texts[start : start + SLICE]))
+        ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
+    return ids
+
+
+def count_ids(tokenizer: FastTokenizer) -> int:
+    """Return how many rows the embedding table of a model needs for every id there is."""
+    plain = tokenizer.get_vocab_size(with_added_tokens=False)
+    return max(plain, 1 + max(tokenizer.get_added_tokens_decoder(), default=0))
+
+
+def load_tokenizer(folder: Path) -> FastTokenizer:
+    """Return the folder's tokenizer, which neither cuts nor pads. Raises ModelLoadError."""
+    tokenizer = _read(folder)
+    tokenizer.no_truncation()  # a saved setting would cut, or pad, behind our back
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read(folder: Path) -> FastTokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():

@@ -15,10 +15,14 @@ from .checkpoint import Architecture, read_quantization, weight_files
 from .linear import QuantizedWeight, Weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 SCALE = ".scale"  # what an int8 projection's scales are called, after its name
-UNUSED = {"lm_head.weight"}  # a causal language model's output layer: an embedding has no use of it
+EMBEDDING = "embed_tokens.weight"
+OUTPUT = (
+    "lm_head.weight"  # a causal language model's output layer; read_output_rows reads what counts
+)
+UNUSED = {OUTPUT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +148,7 @@ class _Reader:
 
     def _embedding(self) -> torch.Tensor:
         a = self.architecture
-        table = self._tensor("embed_tokens.weight", (a.vocab_size, a.hidden_size))
+        table = self._tensor(EMBEDDING, (a.vocab_size, a.hidden_size))
         narrower = self.dtype if self.dtype.itemsize < table.dtype.itemsize else table.dtype
         # Beside int8 weights the table is the larger part of what is in memory: it stays in the
         # file, mapped, and only the rows that texts use are ever read.
@@ -166,6 +170,42 @@ class _Reader:
             )
         self.unread.discard(name)
         return tensor
+
+
+def read_output_rows(
+    folder: Path, architecture: Architecture, token_ids: Sequence[int]
+) -> torch.Tensor:
+    """Return the output layer's rows of these tokens, (N, H) in the file's dtype, and no others.
+
+    Where config.json ties the output layer to the embedding, they are the embedding's. Raises
+    ModelLoadError where a layer of its own is not there, as in an embedding model.
+    """
+    name = EMBEDDING if architecture.is_tied else OUTPUT
+    shape = [architecture.vocab_size, architecture.hidden_size]
+    for path in weight_files(folder):
+        with _open_file(path) as file:
+            for key in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
+                if key.removeprefix("model.") != name:
+                    continue
+                rows = file.get_slice(key)
+                if rows.get_shape() != shape:
+                    raise ModelLoadError(
+                        f"{folder}: {key} has shape {rows.get_shape()}, config.json says {shape}; "
+                        "weights and config.json belong to different models"
+                    )
+                return torch.cat([rows[token_id : token_id + 1] for token_id in token_ids])
+    raise ModelLoadError(
+        f"{folder} has no {name}, a reranker's output layer (config.json says it is not tied to "
+        "the embedding); an embedding model is loaded with Qwen3Encoder"
+    )
+
+
+def read_output_layer(folder: Path) -> torch.Tensor:
+    """Return an output layer of its own, (vocabulary, H), mapped from its file."""
+    readers = _tensor_readers(folder)
+    if OUTPUT not in readers:
+        raise ModelLoadError(f"{folder} lacks the tensor {OUTPUT!r}; download it again")
+    return readers[OUTPUT]()
 
 
 def _tensor_readers(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:

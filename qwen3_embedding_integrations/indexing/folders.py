@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import NamedTuple
@@ -48,6 +49,8 @@ def index_folders(
 ) -> IndexReport:
     """Bring a collection up to date with files and folders; see `index_documents`.
 
+    `prune` deletes the rows of files that are gone from the paths given; other folders' rows stay.
+
     With a `journal`, a file whose size, time of change and options are those of the last run is
     not opened. A file that cannot be read is reported; what the collection holds of it stays.
     """
@@ -61,7 +64,7 @@ def index_folders(
 
         job.run(items(), encode_by(encoder))
         if prune:
-            job.prune()
+            job.prune(partial(_is_within, [Path(path).as_posix() for path in paths]))
         job.finish()
     return job.report
 
@@ -97,7 +100,8 @@ def watch_folders(
             changed = sorted({Path(path) for _, path in changes})
             with Journal(journal) as record:
                 job = Job(encoder.contract, sink, record, retry_s=retry_s)
-                job.run(changed_items(changed, paths, job.sources, options), encode_by(encoder))
+                items = changed_items(changed, paths, job.sources, record.file, options)
+                job.run(items, encode_by(encoder))
                 job.finish()
             yield job.report
 
@@ -121,24 +125,37 @@ def changed_items(
     changed: Iterable[Path],
     given: Sequence[str | Path],
     sources: Callable[[], Iterable[str]],
+    known: Callable[[str], tuple[str, int] | None],
     options: ReadOptions,
 ) -> Iterator[Item]:
     """Yield the items of paths that have changed: files anew, what is gone as Gone.
 
-    `sources` lists what the collection holds; it is asked where a folder may have gone. Paths come
-    absolute and are named as they were `given`, so that they are the same sources.
+    `sources` lists what the collection holds; it is asked where a folder may have gone. `known` is
+    asked of files in folders that changed. Paths come absolute and are named as they were `given`,
+    so that they are the same sources.
     """
+    files: dict[Path, bool] = {}  # and whether the file itself is what changed
+    gone: set[str] = set()
     for path in changed:
         named = _as_given(path, given)
-        if named.is_file():
+        if named.is_dir() and not _is_hidden(path, given):
+            # One that was moved here tells nothing of its files.
+            files = dict.fromkeys(find_files([named]), False) | files
+        elif named.is_file():
             if named.suffix.lower() in SUFFIXES and not _is_hidden(path, given):
-                yield from read_file(named, options, None)
-        elif not named.exists():
-            if named.suffix.lower() in SUFFIXES:
-                yield Gone(named.as_posix())
-            else:
-                inside = named.as_posix() + "/"
-                yield from (Gone(one) for one in sources() if one.startswith(inside))
+                files[named] = True
+        elif named.suffix.lower() in SUFFIXES:
+            gone.add(named.as_posix())
+        else:
+            inside = named.as_posix() + "/"
+            gone |= {one for one in sources() if one.startswith(inside)}
+    yield from map(Gone, sorted(gone))
+    for file, has_changed in files.items():
+        yield from read_file(file, options, None if has_changed else known(file.as_posix()))
+
+
+def _is_within(paths: Sequence[str], source: str) -> bool:
+    return any(path in (".", source) or source.startswith(path + "/") for path in paths)
 
 
 def _as_given(path: Path, given: Sequence[str | Path]) -> Path:

@@ -25,6 +25,7 @@ MAX_WINDOW_CHARS = 1_000_000
 MAX_WAIT_S = 1.0  # a window that is not full is taken when a document comes later than this
 MAX_FAILURES = 1000  # named in a report; all are counted
 DELETE_ROWS = 1000
+MAX_GAP = 3
 PLACE = re.compile(r"^(documents\[\d+\]|text \d+)")
 
 
@@ -116,33 +117,34 @@ class Job:
             contract.require_match(stored, index=sink.name)
         num_rows = self._count()
         self._is_empty = num_rows == 0
-        record.bind(sink.identity, contract.fingerprint, num_rows)
+        identity = self._host.ask("read the identity", lambda: sink.identity)
+        record.bind(identity, contract.fingerprint, num_rows)
 
     def run(self, items: Iterable[Item], encode: Encode) -> None:
         """Encode and write what is new or changed; delete what sources no longer hold."""
-        windows = _windows(items, min(MAX_WINDOW_ROWS, self._sink.max_rows))
+        windows = _windows(items, self._window_rows())
         self._run((self._plan(window) for window in windows), encode)
         if not self._is_empty:
             self._remove_stale()
 
     def run_rows(self, rows: Iterable[Row], encode: Encode) -> None:
         """Encode and write rows that have their ids already."""
-        pages = _pages(rows, min(MAX_WINDOW_ROWS, self._sink.max_rows))
+        pages = _pages(rows, self._window_rows())
         self._run(map(self._due, pages), encode)
 
     def sources(self) -> Iterator[str]:
         """Yield the source of each row of the collection."""
         yield from (source for _, source in self._sink.sources())
 
-    def prune(self) -> None:
-        """Delete the rows of sources that this run has not seen."""
-        self.delete(self._host.ask("list the rows", self._unseen))
+    def prune(self, has_read: Callable[[str], bool] = lambda _: True) -> None:
+        """Delete the rows of sources that this run should have seen, by `has_read`, and has not."""
+        self.delete(self._host.ask("list the rows", partial(self._unseen, has_read)))
 
     def delete(self, ids: Iterable[RowId]) -> None:
         """Delete rows."""
         for page in _pages(ids, DELETE_ROWS):
+            self._record.strike(page)  # first: what dies in between must not be taken for there
             self._host.ask("delete", partial(self._sink.delete, page))
-            self._record.strike(page)
             self.report.removed += len(page)
 
     def finish(self) -> None:
@@ -168,8 +170,7 @@ class Job:
                 self.report.fail(item.source, item.reason)
             elif isinstance(item, Known):
                 self.report.unchanged += item.num_pieces
-            elif isinstance(item, Gone):
-                self._remove(item.source, 0)
+        self._remove((item.source, 0) for item in window if isinstance(item, Gone))
         rows = [row_of(item) for item in window if isinstance(item, Document)]
         return self._due(self._first_ones(rows))
 
@@ -196,7 +197,10 @@ class Job:
         known = self._stored_hashes([row.id for row in rows])
         due = [row for row in rows if known.get(row.id) != row.content_hash]
         self.report.unchanged += len(rows) - len(due)
-        return Batch(due, {row.id for row in due if row.id in known})
+        stored = {row.id for row in due if row.id in known}
+        # Before they change: a job that dies at that has the store asked, not the journal believed.
+        self._record.strike(stored)
+        return Batch(due, stored)
 
     def _stored_hashes(self, ids: list[RowId]) -> dict[RowId, str]:
         if self._is_empty or not ids:
@@ -224,23 +228,32 @@ class Job:
             self._record.see_failure(source)
 
     def _remove_stale(self) -> None:
-        for page in _pages(self._record.whole_sources(), MAX_WINDOW_ROWS):
-            # Pieces are numbered without gaps: where the next one is missing, there are no more.
-            next_ids: dict[RowId, tuple[str, int]] = {document_id(*one): one for one in page}
-            for row_id in self._stored_hashes([*next_ids]):
-                self._remove(*next_ids[row_id])
+        for page in _pages(self._record.whole_sources(), MAX_WINDOW_ROWS // MAX_GAP):
+            # Pieces are numbered without gaps, but for one that could not be encoded: where the
+            # next few are missing, there are no more.
+            next_ids: dict[RowId, tuple[str, int]] = {
+                document_id(source, number + gap): (source, number)
+                for source, number in page
+                for gap in range(MAX_GAP)
+            }
+            self._remove(next_ids[row_id] for row_id in self._stored_hashes([*next_ids]))
 
-    def _remove(self, source: str, position: int) -> None:
-        beyond = partial(self._sink.ids_beyond, source, position)
-        self.delete(self._host.ask("look up rows", beyond))
+    def _remove(self, places: Iterable[tuple[str, int]]) -> None:
+        """Delete what each source holds at a position and beyond."""
+        beyond = [partial(self._sink.ids_beyond, *place) for place in dict.fromkeys(places)]
+        self.delete([one for ask in beyond for one in self._host.ask("look up rows", ask)])
 
-    def _unseen(self) -> list[RowId]:
+    def _unseen(self, has_read: Callable[[str], bool]) -> list[RowId]:
         unseen: list[RowId] = []
         for page in _pages(self._sink.sources(), DELETE_ROWS):
-            gone = {source for _, source in page} - self._record.has_seen([s for _, s in page])
+            here = {source for _, source in page if has_read(source)}
+            gone = here - self._record.has_seen([*here])
             unseen += [row_id for row_id, source in page if source in gone]
             self._record.forget_files(gone)
         return unseen
+
+    def _window_rows(self) -> int:
+        return min(MAX_WINDOW_ROWS, self._host.ask("read its limits", lambda: self._sink.max_rows))
 
     def _count(self) -> int:
         return self._host.ask("count the rows", lambda: len(self._sink))

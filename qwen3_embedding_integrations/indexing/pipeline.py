@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from itertools import compress
+from threading import Event
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -31,10 +32,11 @@ MAX_WAIT_S = 5.0  # between two attempts
 
 @dataclass(frozen=True)
 class Host:
-    """A sink that is asked again while its faults are passing ones."""
+    """A sink that is asked again while its faults are passing ones, until told to stop."""
 
     sink: Sink
     retry_s: float
+    stopped: Event = field(default_factory=Event)
 
     def ask(self, what: str, call: Callable[[], T]) -> T:
         """Return call(). Raises IndexingError when the host fails for good."""
@@ -42,7 +44,10 @@ class Host:
 
         try:
             for attempt in stamina.retry_context(
-                on=self.sink.is_passing, attempts=None, timeout=self.retry_s, wait_max=MAX_WAIT_S
+                on=lambda error: not self.stopped.is_set() and self.sink.is_passing(error),
+                attempts=None if self.retry_s else 1,
+                timeout=self.retry_s or None,
+                wait_max=MAX_WAIT_S,
             ):
                 with attempt:
                     return call()
@@ -51,8 +56,9 @@ class Host:
         except Exception as error:
             is_passing = self.sink.is_passing(error)
             verdict = f"did not recover in {self.retry_s:.0f} s" if is_passing else "failed"
+            said = " ".join(str(error).split())  # gRPC's and Qdrant's are of many lines
             raise IndexingError(
-                f"{self.sink.name} {verdict} ({what}: {type(error).__name__}: {error}); what was "
+                f"{self.sink.name} {verdict} ({what}: {type(error).__name__}: {said}); what was "
                 "written stays: mend it and run again"
             ) from error
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -108,9 +114,12 @@ class Pipeline:
         self._advance(0)
 
     def stop(self) -> None:
-        """Drop what has not begun."""
+        """Drop what has not begun; when this returns, nothing writes any more."""
         for *_, future in [*self._encoding, *self._writing]:
             future.cancel()
+        if running := [future for *_, future in self._writing if not future.cancelled()]:
+            self._host.stopped.set()
+            wait(running)
 
     def _advance(self, max_ahead: int) -> None:
         """Hand on what is encoded until no more than so many batches are under way."""

@@ -13,7 +13,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ..contract import EmbeddingContract
-from ..rows import HASH_KEY, Hit, Row, RowId, Vectors
+from ..rows import HASH_KEY, Hit, Row, RowId, Vectors, last_first
 from .client import guard_of, is_local, stored_contract, stored_identity
 from .points import DOCUMENT_KEY
 from .storage import EXACT, search_params, stored_storage
@@ -35,7 +35,7 @@ class QdrantStore:
     1
     """
 
-    max_rows = 10_000  # uploads are cut
+    max_rows = 10_000  # cut into parts of UPLOAD_SIZE
 
     def __init__(self, client: QdrantClient, collection: str) -> None:
         self._client = client
@@ -77,11 +77,16 @@ class QdrantStore:
     def write(self, rows: Sequence[Row], vectors: Vectors, *, are_new: bool) -> None:
         """Write rows, searchable on return."""
         del are_new  # an upsert costs the same
-        self.upload(
-            vectors,
-            ids=[row.id for row in rows],
-            payloads=[{**row.facts, DOCUMENT_KEY: row.text} for row in rows],
-        )
+        # Not upload_collection: that waits for a host at its limits without end, and warns of it
+        # (qdrant-client 1.20).
+        points = [
+            models.PointStruct(id=row.id, vector=vector, payload=_payload(row))
+            for row, vector in zip(rows, vectors.tolist(), strict=True)
+        ]
+        for start in range(0, len(points), UPLOAD_SIZE):
+            with self._guard:
+                part = points[start : start + UPLOAD_SIZE]
+                self._client.upsert(self._collection, part, wait=True)
 
     def upload(
         self, vectors: Vectors, *, ids: Sequence[RowId], payloads: Sequence[dict[str, Any]]
@@ -100,13 +105,13 @@ class QdrantStore:
                 )
 
     def ids_beyond(self, source: str, position: int) -> list[RowId]:
-        """Return the ids of a source's rows at `position` and after it."""
+        """Return the ids of a source's rows at `position` and after it, last first."""
         conditions: list[models.Condition] = [
             models.FieldCondition(key="source", match=models.MatchValue(value=source)),
             models.FieldCondition(key="position", range=models.Range(gte=position)),
         ]
-        found = self._scroll(models.Filter(must=conditions), with_payload=False)
-        return [_row_id(point) for point in found]
+        found = self._scroll(models.Filter(must=conditions), with_payload=["position"])
+        return last_first(((one.payload or {})["position"], _row_id(one)) for one in found)
 
     def rows(self) -> Iterator[tuple[Row, Vectors]]:
         """Yield every row with its vector."""
@@ -167,10 +172,11 @@ class QdrantStore:
             shares.append(len({p.id for p in found} & {p.id for p in true}) / len(true))
         return float(np.mean(shares)) if shares else 1.0
 
-    def fetch(self, ids: Sequence[RowId], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
+    def fetch(self, ids: Sequence[str], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Return these rows in the order given, without those that are not there; score 0."""
-        chosen = models.Filter(must=[*_conditions(where), models.HasIdCondition(has_id=[*ids])])
-        found = {_row_id(one): one for one in self._scroll(chosen, with_payload=True)}
+        points: list[models.ExtendedPointId] = [int(i) if i.isdecimal() else i for i in ids]
+        chosen = models.Filter(must=[*_conditions(where), models.HasIdCondition(has_id=points)])
+        found = {str(one.id): one for one in self._scroll(chosen, with_payload=True)}
         return [_hit(found[one], 0.0) for one in ids if one in found]
 
     def is_passing(self, error: BaseException) -> bool:
@@ -205,9 +211,13 @@ def _row_id(point: models.Record | models.ScoredPoint) -> RowId:
     return point.id if isinstance(point.id, int) else str(point.id)
 
 
+def _payload(row: Row) -> dict[str, Any]:
+    return {**row.facts, DOCUMENT_KEY: row.text}
+
+
 def _hit(point: models.Record | models.ScoredPoint, score: float) -> Hit:
     facts = dict(point.payload or {})
-    return Hit(_row_id(point), score, str(facts.pop(DOCUMENT_KEY, "")), facts)
+    return Hit(str(point.id), score, str(facts.pop(DOCUMENT_KEY, "")), facts)
 
 
 def _filter(equal: Mapping[str, Any] | None) -> models.Filter | None:

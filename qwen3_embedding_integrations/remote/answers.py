@@ -18,12 +18,16 @@ Vectors = npt.NDArray[np.float32]
 MAX_SAID = 500  # characters of a server's own words in a message
 
 # A text beyond what the model reads: vLLM 0.11 and SGLang 0.5 ("context length"), TEI 1.9 ("must
-# have less than 512 tokens"), llama.cpp ("input is too large"), Infinity's pydantic ("characters").
+# have less than 512 tokens"), llama.cpp ("input is too large"), Infinity's pydantic ("characters"),
+# our own ("has 9000 tokens, max_length is 8192").
 TOO_LONG = re.compile(
     r"context length|context size|must have less than \d+|too large to process|"
-    r"longer than the maximum|at most \d+ characters|max(imum)? context|too many tokens",
+    r"longer than the maximum|at most \d+ characters|max(imum)? context|too many tokens|"
+    r"\d+ tokens, (max_length is )?\d+",
     re.IGNORECASE,
 )
+BLANK = re.compile(r"cannot be empty")  # SGLang 0.5, of a text that is blank
+NOT_FINITE = re.compile(r"\bNaN\b|\bInf\b")  # Ollama (server/routes.go), of a vector that has them
 
 
 class Answer(NamedTuple):

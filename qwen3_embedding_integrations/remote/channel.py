@@ -48,7 +48,7 @@ class Channel:
             if self.is_closed:
                 raise EngineClosedError("the encoder is closed; make another RemoteEncoder")
             self._under_way.add(whole)  # pyright: ignore[reportArgumentType]
-        whole.add_done_callback(self._under_way.discard)  # pyright: ignore[reportArgumentType]
+        whole.add_done_callback(self._forget)
         futures = [workers.submit(request) for request in requests]
         num_missing = len(futures)
         lock = threading.Lock()
@@ -69,6 +69,10 @@ class Channel:
         for future in futures:
             future.add_done_callback(note)
         return whole, futures
+
+    def _forget(self, whole: Future[R]) -> None:
+        with self._lock:
+            self._under_way.discard(whole)  # pyright: ignore[reportArgumentType]
 
     def close(self) -> None:
         """Fail what is under way with EngineClosedError, and close the connections."""

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..core.config import split_urls
 from ..errors import ConfigError, MissingDependencyError, RemoteError
-from .answers import TOO_LONG, Answer, parse_answer, server_message
+from .answers import NOT_FINITE, TOO_LONG, Answer, parse_answer, server_message
 
 if TYPE_CHECKING:
     import httpx
@@ -74,8 +75,9 @@ class ServerClient:
         self._retry_s = retry_s
         self._endpoints = [_Endpoint(url) for url in self.base_urls]
         self._turns = itertools.count()
-        self.num_requests = 0
-        self.num_retries = 0
+        self._lock = threading.Lock()
+        self.num_requests = 0  # sent so far
+        self.num_retries = 0  # times that every server failed and was asked again
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {find_key(api_key, api_key_env)}"},
             timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
@@ -124,7 +126,8 @@ class ServerClient:
         """Return whether to ask again, or after how many seconds."""
         if not isinstance(error, RemoteError) or not is_passing(error):
             return False
-        self.num_retries += 1
+        with self._lock:
+            self.num_retries += 1
         return True if error.retry_after_s is None else min(error.retry_after_s, self._retry_s)
 
     def _ask(self, body: dict[str, Any], num_inputs: int) -> Answer:
@@ -164,26 +167,38 @@ class ServerClient:
 
         content = json.dumps(body, ensure_ascii=False).encode()
         url = f"{endpoint.base_url}/embeddings"
-        self.num_requests += 1
-        try:
-            return self._http.post(
-                url, content=content, headers={"Content-Type": "application/json"}
-            )
-        except httpx.RequestError as error:
-            if not isinstance(error, httpx.ReadTimeout):
-                endpoint.down_until = time.monotonic() + DOWN_S
-            raise RemoteError(
-                f"{url} cannot be reached ({type(error).__name__}: {error}); start the server, or "
-                "mend base_url",
-                url=endpoint.base_url,
-            ) from error
+        # A kept connection may be closed by the server just as it is used again: that is no fault.
+        stale = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+        for is_second in (False, True):
+            with self._lock:
+                self.num_requests += 1
+            try:
+                return self._http.post(
+                    url, content=content, headers={"Content-Type": "application/json"}
+                )
+            except httpx.RequestError as error:
+                if isinstance(error, stale) and not is_second:
+                    continue
+                if not isinstance(error, httpx.ReadTimeout):
+                    endpoint.down_until = time.monotonic() + DOWN_S
+                raise RemoteError(
+                    f"{url} cannot be reached ({type(error).__name__}: {error}); start the server, "
+                    "or mend base_url",
+                    url=endpoint.base_url,
+                ) from error
+        raise AssertionError("unreachable: the second attempt returns or raises")
 
 
 def is_passing(error: RemoteError) -> bool:
     """Whether the same request may be answered later."""
-    if error.status == 500 and TOO_LONG.search(str(error)):  # llama.cpp's status for it
+    if error.status == 500 and is_of_a_text(error):  # llama.cpp's status for a text too long
         return False
     return error.status is None or error.status in PASSING
+
+
+def is_of_a_text(error: RemoteError) -> bool:
+    """Whether a server says that a text is too long, or that its vector is not finite."""
+    return bool(TOO_LONG.search(str(error)) or NOT_FINITE.search(str(error)))
 
 
 def find_key(api_key: str | None, api_key_env: str | None) -> str:

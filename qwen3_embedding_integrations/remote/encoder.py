@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import chain
 from typing import Any, Literal, NamedTuple, Unpack
@@ -198,7 +198,14 @@ class RemoteEncoder:
 
     @property
     def contract(self) -> EmbeddingContract:
-        """The facts that make this encoder's vectors what they are, as far as they can be known."""
+        """The facts that make this encoder's vectors what they are, as far as they can be known.
+
+        Without the option `dimensions` the first access may ask the server for its width.
+        """
+        return self._contract
+
+    @cached_property
+    def _contract(self) -> EmbeddingContract:
         config = self.config
         return EmbeddingContract(
             model=config.model,

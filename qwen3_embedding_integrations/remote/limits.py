@@ -7,18 +7,20 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..errors import InputError, RemoteError
-from .answers import TOO_LONG, Answer
-from .client import ServerClient
+from ..errors import InputError, NonFiniteOutputError, RemoteError
+from .answers import BLANK, NOT_FINITE, TOO_LONG, Answer
+from .client import ServerClient, is_of_a_text
 
 REFUSALS = {400, 413, 422}  # statuses of a request that may pass in parts
 MAX_BATCH_BYTES = 900_000  # nginx takes a megabyte unless told otherwise, TEI two
 
 # How servers say how many texts they take: TEI 1.9 ("batch size 60 > maximum allowed batch size
 # 32"), pydantic in Infinity 0.0.78 ("List should have at most 2048 items after validation"), OpenAI
-# ("Expected an array with maximum length 2048").
+# ("Expected an array with maximum length 2048"), our own ("give 1 to 2048 in a request").
 MOST_TEXTS = re.compile(
-    r"(?:maximum allowed batch size|at most|maximum length) (\d+)(?! *char)", re.IGNORECASE
+    r"(?:maximum allowed batch size|at most|maximum length|give 1 to) (\d+)\b"
+    r"(?! *(?:char|token|byte))",
+    re.IGNORECASE,
 )
 
 
@@ -55,7 +57,7 @@ class RequestLimits:
         return parts
 
     def learn(self, refused: RemoteError, texts: Sequence[str]) -> None:
-        """Lower what the refusal speaks of; a refusal of one text among others changes nothing."""
+        """Lower what the refusal speaks of; one that speaks of no limit changes nothing yet."""
         told = MOST_TEXTS.search(str(refused))
         with self._lock:
             if told and 0 < int(told[1]) < len(texts):
@@ -64,34 +66,59 @@ class RequestLimits:
                 num_bytes = sum(len(text.encode()) for text in texts)
                 self.max_bytes = min(self.max_bytes, max(num_bytes // 2, 1))
 
+    def learn_texts(self, num_texts: int) -> None:
+        """Lower the number of texts to one that has passed where more were refused."""
+        with self._lock:
+            self.max_texts = min(self.max_texts, num_texts)
+
 
 def ask(
     client: ServerClient, limits: RequestLimits, texts: Sequence[str], word: str, first_index: int
 ) -> list[Answer]:
     """Return the answers to these texts, in order; what is refused whole is asked in parts.
 
-    Raises InputError, with its index, for a text that the server refuses alone.
+    Raises InputError or NonFiniteOutputError for a text that the server refuses alone.
     """
     try:
         return [client.embed(texts)]
     except RemoteError as error:
-        if len(texts) == 1 and (error.status == 413 or TOO_LONG.search(str(error))):
-            raise InputError(
-                f"{word}[{first_index}] is longer than the server takes ({error}); shorten it, or "
-                "let the server read more",
-                index=first_index,
-            ) from error
-        if len(texts) == 1 or error.status not in REFUSALS:
+        if len(texts) == 1:
+            _blame(error, f"{word}[{first_index}]", first_index)
+            raise
+        if error.status not in REFUSALS and not (error.status == 500 and is_of_a_text(error)):
             raise
         limits.learn(error, texts)
     parts = limits.plan(texts)
-    if len(parts) == 1:
+    is_told = len(parts) > 1
+    if not is_told:
         middle = len(texts) // 2
         parts = [range(middle), range(middle, len(texts))]
-    return [
+    answers = [
         answer
         for part in parts
         for answer in ask(
             client, limits, texts[part.start : part.stop], word, first_index + part.start
         )
     ]
+    if not is_told:  # no text was at fault, or it would have been named
+        limits.learn_texts(max(map(len, parts)))
+    return answers
+
+
+def _blame(error: RemoteError, name: str, index: int) -> None:
+    """Raise what names the text, if the server refused it for what it is."""
+    if error.status == 413 or TOO_LONG.search(str(error)):
+        raise InputError(
+            f"{name} is longer than the server takes ({error}); shorten it, or let the server "
+            "read more",
+            index=index,
+        ) from error
+    if BLANK.search(str(error)):
+        raise InputError(
+            f"the server takes no blank text: {name} ({error})", index=index
+        ) from error
+    if NOT_FINITE.search(str(error)):
+        raise NonFiniteOutputError(
+            f"the server cannot encode {name} ({error}); serve the model in bfloat16 or float32: "
+            "float16 is too narrow for some texts"
+        ) from error

@@ -10,13 +10,20 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
 from qdrant_client import QdrantClient
 from qdrant_client import grpc as messages
 from qdrant_client.grpc import collections_service_pb2_grpc, points_service_pb2_grpc
+
+
+class Fault(NamedTuple):
+    """How an upsert fails."""
+
+    code: grpc.StatusCode
+    retry_after_s: int | None = None  # what a server at its limits says
 
 
 class FakeQdrant(
@@ -31,6 +38,7 @@ class FakeQdrant(
         self.request_sizes: list[int] = []
         self.waits: list[bool] = []
         self.before_answer: Callable[[], None] = lambda: None
+        self.faults: list[Fault] = []  # of the next upserts, which do not arrive
 
     @property
     def vectors(self) -> np.ndarray:
@@ -85,7 +93,17 @@ class FakeQdrant(
         )
         return messages.GetCollectionInfoResponse(result=info)
 
+    def Count(self, request: Any, context: Any) -> Any:
+        count = messages.CountResult(count=len(set(self.ids)))
+        return messages.CountResponse(result=count, time=0.0)
+
     def Upsert(self, request: Any, context: Any) -> Any:
+        with self._lock:
+            fault = self.faults.pop(0) if self.faults else None
+        if fault is not None:
+            if fault.retry_after_s:
+                context.set_trailing_metadata([("retry-after", str(fault.retry_after_s))])
+            context.abort(fault.code, "as the test wants it")
         with self._lock:
             self.points += request.points
             self.request_sizes.append(len(request.points))

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
 from qwen3_embedding_integrations.contract import Vectors
-from qwen3_embedding_integrations.core.engine import Engine
+from qwen3_embedding_integrations.core.engine import Engine, Runner
 from qwen3_embedding_integrations.core.loading import load_model
 from qwen3_embedding_integrations.core.packing import PackedBatch
 
@@ -75,12 +75,8 @@ def spied_encoder(**options: object) -> Iterator[Spied]:
     config = EncoderConfig.from_options(**{"model": "tiny", "dtype": "float32", **options})
     loaded = load_model(config.engine)
     spy = Spy(loaded.engine)
-    engine = Engine(
-        spy,
-        width=loaded.architecture.hidden_size,
-        max_batch_tokens=int(loaded.config.max_batch_tokens),
-        device="cpu",
-    )
+    runner = Runner(spy, "cpu", int(loaded.config.max_batch_tokens))
+    engine = Engine([runner], width=loaded.architecture.hidden_size)
     encoder = Qwen3Encoder.over(replace(loaded, engine=engine), config)
     try:
         yield Spied(encoder, spy, Tokenizer.from_file(str(loaded.folder / "tokenizer.json")))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3_embedding_integrations.core.batching import plan_batches
+from qwen3_embedding_integrations.core.batching import pack_groups, plan_batches
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=80)
 BUDGETS = st.integers(1, 150)
@@ -47,3 +48,23 @@ def test_a_batch_ends_only_when_the_next_text_does_not_fit(lengths, budget):
 def test_no_texts_need_no_batch():
     """An empty call plans no forward."""
     assert plan_batches([], 100) == []
+
+
+@given(st.lists(st.tuples(LENGTHS, st.integers(0, 20)), max_size=5), BUDGETS)
+def test_groups_keep_their_prefix_and_their_rows(groups, budget):
+    """Each sequence of each group is packed once, behind its own prefix, its row told."""
+    sequences, prefixes, given_groups = [], [], []
+    for i, (lengths, num_prefix) in enumerate(groups):
+        prefix_ids = tuple(range(num_prefix))
+        ids = [np.full(n, 100 * i + j, np.int32) for j, n in enumerate(lengths)]
+        given_groups.append((ids, prefix_ids))
+        sequences += ids
+        prefixes += [prefix_ids] * len(ids)
+    seen = []
+    for batch, rows in pack_groups(given_groups, budget):
+        assert len(batch) == 1 or batch.num_keys <= budget
+        for row, one in zip(rows, np.split(batch.input_ids, batch.cu_seqlens[1:-1]), strict=True):
+            assert one.tolist() == sequences[row].tolist()
+            assert batch.prefix_ids == prefixes[row]
+            seen.append(int(row))
+    assert sorted(seen) == list(range(len(sequences)))

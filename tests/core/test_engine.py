@@ -22,7 +22,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_embedding_integrations.core.engine import MAX_OVERTAKING_FORWARDS, Engine
+from qwen3_embedding_integrations.core.calls import MAX_OVERTAKING_FORWARDS
+from qwen3_embedding_integrations.core.engine import Engine, Runner
 from qwen3_embedding_integrations.core.packing import Int32Array, PackedBatch
 from qwen3_embedding_integrations.errors import (
     DeviceOutOfMemoryError,
@@ -103,19 +104,17 @@ class AsyncDevice(Device):
         return finish
 
 
+def engine_of(device: Device, max_batch_tokens: int, max_in_flight: int = 1) -> Engine:
+    return Engine([Runner(device, "cpu", max_batch_tokens, max_in_flight)], width=WIDTH)
+
+
 @pytest.fixture
 def engines():
     """Make engines that are closed when the test ends, their gates opened."""
     made: list[tuple[Device, Engine]] = []
 
     def make(device: Device, *, max_batch_tokens: int = 100, max_in_flight: int = 1) -> Engine:
-        engine = Engine(
-            device,
-            width=WIDTH,
-            max_batch_tokens=max_batch_tokens,
-            device="cpu",
-            max_in_flight=max_in_flight,
-        )
+        engine = engine_of(device, max_batch_tokens, max_in_flight)
         made.append((device, engine))
         return engine
 
@@ -211,9 +210,7 @@ def test_forty_threads_get_their_own_rows(engines, max_batch_tokens):
 def test_any_calls_at_any_budget_get_their_own_rows(calls, budget, room, max_in_flight):
     """Whatever the lengths, the budget, the room and the depth: every call gets its own rows."""
     device = AsyncDevice(room)
-    engine = Engine(
-        device, width=WIDTH, max_batch_tokens=budget, device="cpu", max_in_flight=max_in_flight
-    )
+    engine = engine_of(device, budget, max_in_flight)
     try:
         batches = [
             [np.full(n, 100 * i + j, np.int32) for j, n in enumerate(lengths)]
@@ -297,6 +294,25 @@ def test_other_prefixes_never_share_a_forward(engines):
         assert_answers(*call)
     assert sorted(device.num_texts[1:]) == [20, 20, 20, 20]
     assert {batch.prefix_ids for batch in device.batches[1:]} == set(prefixes)
+
+
+def test_groups_are_one_call(engines):
+    """Groups with prefixes of their own are answered by one future, and yield to a single call."""
+    device = Device()
+    engine = engines(device, max_batch_tokens=60)
+    groups = [(texts_of(8, 5, 100 * len(prefix)), prefix) for prefix in ((), (1,), (1, 2))]
+    held = busy(device, engine)
+    call = engine.submit_groups(groups)
+    single = engine.submit(texts_of(1, 5, 7))
+    device.gate.set()
+    assert_answers(held, [text(0)])
+    assert_answers(single, texts_of(1, 5, 7))
+    rows = call.future.result(TIMEOUT_S)
+    for i, (texts, prefix_ids) in enumerate(groups):
+        assert_own_rows(rows[8 * i : 8 * i + 8], texts, prefix_ids)
+    assert engine.submit_groups([([], (1,))]).future.result(TIMEOUT_S).shape == (0, WIDTH)
+    first_texts = [int(batch.input_ids[0]) for batch in device.batches[1:]]
+    assert first_texts.index(7) <= 1, "a single call waited for all groups"
 
 
 def test_the_prefix_counts_for_every_text(engines):
@@ -718,7 +734,7 @@ def test_a_lowered_budget_grows_back_when_there_is_room_again():
             raise torch.OutOfMemoryError("no room")
         return lambda: np.eye(4, dtype=np.float32)[np.zeros(len(batch), int)]
 
-    engine = Engine(launch, width=4, max_batch_tokens=40, device="cpu")
+    engine = Engine([Runner(launch, "cpu", 40)], width=4)
     try:
         ten = np.arange(10, dtype=np.int32)
         engine.submit([ten] * 4).future.result(TIMEOUT_S)

@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import save_file
 
 from qwen3_embedding_integrations import EncoderConfig, NonFiniteOutputError, Qwen3Encoder
+from qwen3_embedding_integrations.core import kernels
 from qwen3_embedding_integrations.core.attention import choose_attention
 from qwen3_embedding_integrations.core.checkpoint import read_architecture
 from qwen3_embedding_integrations.core.dense import Dense
-from qwen3_embedding_integrations.core.heads import EmbeddingHead
+from qwen3_embedding_integrations.core.heads import embedding_head
+from qwen3_embedding_integrations.core.memory import KEPT_PREFIX_TOKENS
 from qwen3_embedding_integrations.core.model import MAX_PREFIXES, Qwen3Model
 from qwen3_embedding_integrations.core.packing import PackedBatch
 from qwen3_embedding_integrations.core.prompts import WEB_SEARCH, format_queries, query_prompt
@@ -51,21 +53,30 @@ def assert_close(ours: np.ndarray, expected: np.ndarray, what: str) -> None:
     assert np.abs(norms - 1).max() < 1e-5, f"{what}: norms {norms.min()} to {norms.max()}"
 
 
-def native_model(folder: Path, dtype: torch.dtype) -> Qwen3Model:
+def native_model(
+    folder: Path, dtype: torch.dtype, operations: kernels.Operations = kernels
+) -> Qwen3Model:
     """Return the model computing in `dtype`, as it does on a device that is fast in it."""
     architecture = read_architecture(folder)
-    dense = Dense(architecture)
-    weights = load_weights(folder, architecture, device=CPU, dtype=dtype)
+    dense = Dense(architecture, dtype, operations)
+    weights = load_weights(
+        folder,
+        architecture,
+        device=CPU,
+        dtype=dtype,
+        pack=lambda _, layers: dense.pack(layers),
+    )
     attention, _ = choose_attention("auto", CPU, dtype)
+    residual = torch.float32 if dtype == torch.float16 else dtype
     return Qwen3Model(
-        weights, architecture, attention=attention, dense=dense, device=CPU, dtype=dtype
+        weights, architecture, attention=attention, dense=dense, device=CPU, dtype=residual
     )
 
 
 def native_vectors(folder: Path, texts: list[str], dtype: torch.dtype) -> np.ndarray:
     """Return the vectors of a forward computed in `dtype` throughout, all texts packed."""
     batch = PackedBatch.pack(Tokenizer(folder).encode(texts))
-    return EmbeddingHead(native_model(folder, dtype))(batch)()
+    return embedding_head(native_model(folder, dtype))(batch)()
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +166,23 @@ def test_more_instructions_than_are_kept(small):
             assert_close(vectors, expected, instruction)
 
 
+def test_long_prefixes_do_not_fill_the_memory(mini):
+    """What is kept of all prefixes together is bounded in tokens; the last one always is."""
+    model, rng = native_model(mini, torch.float32), np.random.default_rng(13)
+    prefixes = [tuple(rng.integers(0, 1000, n).tolist()) for n in (600, 900, 1000, 400, 3000, 5)]
+    own = np.arange(7, dtype=np.int32)
+    for prefix in prefixes:
+        before = model.computed.num_tokens
+        together = model(PackedBatch.pack([own], prefix))
+        assert model.computed.num_tokens - before == len(prefix)
+        whole = model(PackedBatch.pack([np.array([*prefix, *own], np.int32)]))
+        assert (together - whole).abs().max() < 1e-4
+        lengths = [len(ids) for ids in model._prefixes]
+        assert lengths[-1] == len(prefix)
+        assert sum(lengths) <= KEPT_PREFIX_TOKENS or len(lengths) == 1, lengths
+    assert [len(ids) for ids in model._prefixes] == [5]
+
+
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_few_layers_equal_transformers(tmp_path, num_layers):
     """The pruned layer is right where it is also the first: one layer, with and without prefix."""
@@ -188,14 +216,58 @@ def test_pruned_equals_unpruned(mini):
         longer,
         pruned.architecture,
         attention=attention,
-        dense=Dense(pruned.architecture),
+        dense=Dense(pruned.architecture, torch.float32),
         device=CPU,
         dtype=torch.float32,
     )
     for prefix_ids in ((), prompt.prefix_ids):
         batch = PackedBatch.pack(ids, prefix_ids)
-        ours, expected = (EmbeddingHead(model)(batch)() for model in (pruned, unpruned))
+        ours, expected = (embedding_head(model)(batch)() for model in (pruned, unpruned))
         assert_close(ours, expected, f"pruned, prefix of {len(prefix_ids)}")
+
+
+def test_the_parts_of_an_accelerator_equal_transformers(small_checkpoint, texts, expected):
+    """The fused forward, its operations as plain functions, gives Qwen3Model's vectors."""
+    vectors = native_vectors(small_checkpoint, texts, torch.float32)
+    assert_close(vectors, expected, "plain operations")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a card nothing is interpreted")
+def test_the_fused_kernels_equal_transformers(mini):
+    """With its operations fused by Triton, in its interpreter, the forward is still Qwen3Model's.
+
+    Behind an instruction's keys and values as well as without.
+    """
+    triton_kernels = pytest.importorskip("qwen3_embedding_integrations.core.triton_kernels")
+    rng = random.Random(12)
+    queries = [mixed_text(rng, n) for n in (1, 9, 40)]
+    tokenizer = Tokenizer(mini)
+    prompt = tokenizer.prompt(query_prompt(WEB_SEARCH))
+    model = embedding_head(native_model(mini, torch.float32, triton_kernels))
+    alone = model(PackedBatch.pack(tokenizer.encode(queries)))()
+    assert_close(alone, reference_vectors(mini, queries), "no instruction")
+    tails = tokenizer.encode([prompt.tail + query for query in queries])
+    behind = model(PackedBatch.pack(tails, prompt.prefix_ids))()
+    whole = format_queries(queries, WEB_SEARCH)
+    assert_close(behind, reference_vectors(mini, whole), "behind an instruction")
+
+
+def test_float16_holds_what_exceeds_float16(mini, tmp_path):
+    """Where an MLP's sums exceed float16, and transformers' float16 is NaN, ours is float32's."""
+    folder = tmp_path / "massive"
+    shutil.copytree(mini, folder)
+    tensors = random_tensors(MINI)
+    for i in range(MINI["num_hidden_layers"]):
+        tensors[f"layers.{i}.mlp.up_proj.weight"] *= 2e5
+        tensors[f"layers.{i}.mlp.down_proj.weight"] *= 100
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    rng = random.Random(13)
+    some = [mixed_text(rng, n) for n in (1, 9, 40, 200)]
+    theirs = reference_vectors(folder, some, dtype=torch.float16)
+    assert not np.isfinite(theirs).all(), "float16 would have done without care"
+    vectors = native_vectors(folder, some, torch.float16)
+    difference = largest_difference(vectors, reference_vectors(folder, some))
+    assert difference <= 5e-3, f"max difference {difference:.2e}"
 
 
 def test_bfloat16_is_as_near_as_transformers(small_checkpoint, texts, expected):
@@ -214,7 +286,7 @@ def test_bfloat16_is_as_near_as_transformers(small_checkpoint, texts, expected):
 
 def test_bfloat16_packed_equals_alone(small_checkpoint, texts):
     """In bfloat16 a text's vector hardly depends on what it shares a forward with."""
-    model = EmbeddingHead(native_model(small_checkpoint, torch.bfloat16))
+    model = embedding_head(native_model(small_checkpoint, torch.bfloat16))
     ids = Tokenizer(small_checkpoint).encode(texts[:24])
     packed = model(PackedBatch.pack(ids))()
     alone = np.concatenate([model(PackedBatch.pack([one]))() for one in ids])
@@ -257,7 +329,7 @@ def test_float16_overflow_names_the_dtype_to_use(tmp_path):
     """A forward that overflows float16 says to use bfloat16 or float32."""
     folder = broken_checkpoint(tmp_path / "huge", "layers.1.post_attention_layernorm.weight", 6e4)
     batch = PackedBatch.pack(Tokenizer(folder).encode(["one"]))
-    wait = EmbeddingHead(native_model(folder, torch.float16))(batch)
+    wait = embedding_head(native_model(folder, torch.float16))(batch)
     with pytest.raises(NonFiniteOutputError, match='float16; use dtype="bfloat16", or "float32"'):
         wait()
 

@@ -110,8 +110,7 @@ def test_outliers_are_what_smoothing_is_for(planted):
     architecture = read_architecture(planted)
     quantizer = Quantizer(architecture, Tokenizer(planted))
     weights = load_weights(planted, architecture, device=torch.device("cpu"), dtype=torch.float32)
-    ids = torch.from_numpy(quantizer._batch.input_ids)
-    residual = weights.embedding[ids].float()
+    residual = weights.embedding[quantizer._input_ids].float()
     layer, inputs = weights.layers[0], {}
     output = quantizer._run(layer, residual, inputs)
     smooth = _smoothed(layer, inputs, architecture)

@@ -107,6 +107,15 @@ def test_what_changed_is_replaced_and_what_is_gone_is_deleted(
     assert len(encoder.encoded) == 2
 
 
+def test_a_gap_does_not_hide_what_is_stale(sink: Sink, tiny: Qwen3Encoder) -> None:
+    """Where a piece could not be encoded, those behind it go with a source that gets shorter."""
+    documents = make_documents(10, per_source=10)
+    documents[5] = Document(" ", "0.txt", 5)
+    assert index_documents(documents, tiny, sink).failed == 1
+    report = index_documents(documents[:5], tiny, sink)
+    assert (report.unchanged, report.removed, len(sink)) == (5, 4, 5)
+
+
 def test_rows_of_others_are_left_alone(sink: Sink, tiny: Qwen3Encoder) -> None:
     """Neither a run nor prune touches a row without a source."""
     vectors = tiny.encode_documents(["mine"])

@@ -1,4 +1,4 @@
-"""Servers of the tests' own: real HTTP, the manners of SGLang, vLLM, TEI and Infinity, our vectors.
+"""Servers of the tests' own: real HTTP, the manners of SGLang, vLLM, TEI, Infinity, our vectors.
 
 Each has the fields, limits and error bodies of the published source it names. What they compute is
 what `tiny` makes of the very strings they are sent.
@@ -27,6 +27,9 @@ class Reply(NamedTuple):
     status: int
     body: Any  # JSON, or text as it is
     headers: dict[str, str] = {}  # noqa: RUF012
+
+
+HANG_UP = Reply(0, "")  # the connection is closed without an answer
 
 
 class Request(NamedTuple):
@@ -252,7 +255,30 @@ class Infinity(Server):
         return super().answer([text.strip() for text in texts], body)
 
 
-DIALECTS = (SGLang, VLLM, TEI, Infinity)
+class Ours(Server):
+    """`qwen3-embedding serve`: so many texts and tokens in a request."""
+
+    max_client_batch_size = 2048
+    max_tokens = 300_000
+
+    def refusal(self, request: Request) -> Reply | None:
+        texts, most = request.input, self.max_client_batch_size
+        if len(texts) > most:
+            return self._bad(f"input holds {len(texts)} texts; give 1 to {most} in a request")
+        num_tokens = sum(map(self.encoder.count_tokens, texts))
+        if num_tokens > self.max_tokens:
+            return self._bad(
+                f"documents have {num_tokens} tokens, {self.max_tokens} are allowed in one call; "
+                "divide them among several"
+            )
+        return None
+
+    def _bad(self, message: str) -> Reply:
+        error = {"message": message, "type": "invalid_request_error", "param": "input"}
+        return Reply(400, {"error": {**error, "code": None}})
+
+
+DIALECTS = (SGLang, VLLM, TEI, Infinity, Ours)
 
 
 @contextmanager
@@ -272,10 +298,14 @@ def serving(kind: type[Server] = Server, **options: Any) -> Iterator[Any]:
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # one write an answer: two wait for each other's acknowledgement
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             reply = server.handle(Request(self.path, dict(self.headers), body))
+            if reply == HANG_UP:
+                self.close_connection = True
+                return
             is_text = isinstance(reply.body, str)
             content = (reply.body if is_text else json.dumps(reply.body)).encode()
             self.send_response(reply.status)

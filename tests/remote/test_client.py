@@ -12,7 +12,7 @@ import pytest
 
 from qwen3_embedding_integrations import ConfigError, Qwen3Encoder, RemoteError
 from qwen3_embedding_integrations.remote import ServerClient
-from tests.remote.servers import MODEL, VLLM, Reply, Server, SGLang, serving
+from tests.remote.servers import HANG_UP, MODEL, VLLM, Reply, Server, SGLang, serving
 
 TEXTS = ["Paris is in France.", "水在一百摄氏度沸腾。", "x"]
 DEAD = "http://127.0.0.1:9/v1"  # the discard port: nobody listens
@@ -72,6 +72,17 @@ def test_a_passing_fault_is_outlasted(status: int) -> None:
         assert len(one.embed(["a"]).vectors) == 1
         assert len(server.take()) == 2
         assert (one.num_requests, one.num_retries) == (2, 1)
+
+
+def test_a_connection_closed_as_it_is_used_again_is_no_fault() -> None:
+    """The request is sent once more at once; a server that goes on hanging up is asked later."""
+    with serving() as server, client(server) as one:
+        server.next.append(HANG_UP)
+        one.embed(["a"])
+        assert (one.num_requests, one.num_retries) == (2, 0)
+        server.next.extend([HANG_UP, HANG_UP])
+        one.embed(["a"])
+        assert (one.num_requests, one.num_retries) == (5, 1)
 
 
 def test_a_server_says_how_long_to_wait() -> None:

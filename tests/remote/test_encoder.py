@@ -34,7 +34,9 @@ from tests.remote.servers import (
     TEI,
     VLLM,
     Infinity,
+    Ours,
     Reply,
+    Request,
     Server,
     SGLang,
     serving,
@@ -158,12 +160,16 @@ def test_texts_are_judged_as_the_local_encoder_judges_them(tiny: Qwen3Encoder) -
         with remote(server, on_empty="embed") as lenient:
             lenient.encode_documents(["", "a"])
         assert server.take()[0].input == ["", "a"]
+    with serving(SGLang) as server, remote(server, on_empty="embed") as lenient:
+        with pytest.raises(InputError, match=r"no blank text: documents\[1\]") as caught:
+            lenient.encode_documents(["a", " "])
+        assert caught.value.index == 1
 
 
 # --- limits --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [TEI, Infinity])
+@pytest.mark.parametrize("kind", [TEI, Infinity, Ours])
 def test_how_many_texts_a_server_takes_is_learnt(kind: Any, tiny: Qwen3Encoder) -> None:
     """The first refusal says how many; no later request has more, and no vector is lost."""
     documents = [f"{DOCUMENTS[i % 4]} {i}" for i in range(70)]
@@ -192,12 +198,46 @@ def test_how_many_bytes_a_server_takes_is_learnt(tiny: Qwen3Encoder) -> None:
         assert caught.value.index == 1
 
 
+def test_a_limit_that_a_server_does_not_put_in_words_is_learnt(tiny: Qwen3Encoder) -> None:
+    """A refusal that names no number is halved once, and the next requests are as small."""
+
+    class Terse(Server):
+        def refusal(self, request: Request) -> Reply | None:
+            return Reply(400, {"error": "no"}) if len(request.input) > 9 else None
+
+    documents = [f"document {i}" for i in range(40)]
+    options = {"max_requests": 1, "max_batch_texts": 20}
+    with serving(Terse) as server, remote(server, **options) as encoder:
+        assert far(encoder.encode_documents(documents), tiny.encode_documents(documents)) < CLOSE
+        server.take()
+        encoder.encode_documents(documents)
+        assert [len(request.input) for request in server.take()] == [5] * 8
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_text_that_a_server_cannot_encode_is_found(status: int) -> None:
+    """Ollama answers 400 for NaN, older ones 500: the text is named, and not asked for a minute."""
+
+    class Ollama(Server):
+        def refusal(self, request: Request) -> Reply | None:
+            error = {"message": "embedding contains NaN or Inf values", "type": "api_error"}
+            return Reply(status, {"error": error}) if "poison" in request.input else None
+
+    with serving(Ollama) as server, remote(server) as encoder:
+        with pytest.raises(NonFiniteOutputError, match=r"documents\[5\].*bfloat16"):
+            encoder.encode_documents([*"abcde", "poison", *"fgh"])
+        assert encoder.stats().retries == 0
+        assert len(encoder.encode_documents([*"abcdefgh"])) == 8
+        assert len(server.take()[-1].input) == 8, "one bad text has made later requests smaller"
+
+
 @pytest.mark.parametrize(
     ("kind", "limit"),
     [
         (VLLM, {"max_model_len": 50}),
         (SGLang, {"context_length": 50}),
         (TEI, {"max_input_length": 50, "auto_truncate": False}),
+        (Ours, {"max_tokens": 50}),
     ],
 )
 def test_a_text_that_a_server_refuses_is_named(kind: Any, limit: dict[str, Any]) -> None:
@@ -438,6 +478,18 @@ def test_impossible_options_are_errors(options: dict[str, Any], message: str) ->
     """What a server decides, or nobody knows, is refused when the encoder is made."""
     with pytest.raises(ConfigError, match=message):
         RemoteEncoder("http://127.0.0.1:9/v1", model=MODEL, **options)
+
+
+def test_a_config_of_a_server_is_not_loaded_here() -> None:
+    """Qwen3Encoder refuses a config with an address; shared_encoder opens it."""
+    config = EncoderConfig(model="tiny", base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(ConfigError, match="use RemoteEncoder, or shared_encoder"):
+        Qwen3Encoder(config)
+    encoder = shared_encoder(config)
+    assert isinstance(encoder, RemoteEncoder)
+    assert shared_encoder(config) is encoder
+    encoder.close()
+    assert shared_encoder(config) is not encoder
 
 
 SCRIPT = """

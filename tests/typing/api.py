@@ -27,26 +27,38 @@ from qwen3_embedding_integrations import (
     EmbeddingContract,
     Encoder,
     EncoderConfig,
+    EncoderReranker,
     EncoderStats,
     EngineClosedError,
     EngineError,
     Fault,
+    Hit,
     InputError,
+    KeywordIndex,
     MissingDependencyError,
     ModelError,
     ModelLoadError,
     NonFiniteOutputError,
     Qwen3EmbeddingError,
     Qwen3Encoder,
+    Qwen3Reranker,
+    Qwen3Retriever,
+    RankedDocument,
     RemoteEncoder,
     RemoteError,
+    Reranker,
+    RerankerConfig,
+    SearchStore,
     TextTooLongError,
     diagnose,
     shared_encoder,
+    shared_reranker,
 )
 from qwen3_embedding_integrations.chroma import Qwen3EmbeddingFunction, open_collection
-from qwen3_embedding_integrations.langchain import Qwen3Embeddings
+from qwen3_embedding_integrations.langchain import Qwen3CrossEncoder, Qwen3Embeddings
+from qwen3_embedding_integrations.langchain import Qwen3Rerank as LangChainRerank
 from qwen3_embedding_integrations.llama_index import Qwen3Embedding
+from qwen3_embedding_integrations.llama_index import Qwen3Rerank as LlamaIndexRerank
 from qwen3_embedding_integrations.qdrant import Qwen3Collection
 
 Vectors = npt.NDArray[np.float32]
@@ -209,10 +221,43 @@ def diagnosed(encoder: Qwen3Encoder, remote: RemoteEncoder) -> tuple[Fault, ...]
     return assert_type(diagnosis.faults, tuple[Fault, ...])
 
 
+def a_reranker() -> None:
+    config = RerankerConfig(model="a/b", max_length=512, on_too_long="error")
+    with Qwen3Reranker(config) as reranker:
+        assert_type(reranker, Qwen3Reranker)
+        assert_type(reranker.score("a query", ["a document"], instruction="Find the law"), Vectors)
+        assert_type(reranker.score_pairs([("a query", "a document")]), Vectors)
+        ranked = reranker.rerank("a query", ("a document",), top_n=3)
+        assert_type(ranked, list[RankedDocument])
+        assert_type((ranked[0].index, ranked[0].score, ranked[0].document), tuple[int, float, str])
+        assert_type(reranker.stats().computed, int)
+    assert_type(shared_reranker(), Qwen3Reranker)
+
+
+async def a_reranker_awaited(reranker: Qwen3Reranker) -> None:
+    assert_type(await reranker.ascore("a query", ["a document"]), Vectors)
+    assert_type(await reranker.ascore_pairs([("a query", "a document")]), Vectors)
+    assert_type(await reranker.arerank("a query", ["a document"]), list[RankedDocument])
+
+
+def rerankers_of_hosts(reranker: Qwen3Reranker) -> None:
+    assert_type(LangChainRerank("a/b", top_n=3, max_length=512).reranker, Qwen3Reranker)
+    assert_type(Qwen3CrossEncoder(reranker=reranker).score([("a", "b")]), list[float])
+    assert_type(LlamaIndexRerank(model_name="a/b", top_n=3).config(), RerankerConfig)
+
+
+def what_the_checker_refuses_of_rerankers(reranker: Qwen3Reranker) -> None:
+    RerankerConfig("a/b")  # pyright: ignore[reportCallIssue]
+    RerankerConfig(on_too_long="chunk_mean")  # pyright: ignore[reportArgumentType]
+    LangChainRerank("a/b", dimensions=64)  # pyright: ignore[reportCallIssue]
+    reranker.score(["a query"], ["a document"])  # pyright: ignore[reportArgumentType]
+
+
 def what_the_checker_refuses(encoder: Qwen3Encoder) -> None:
     EncoderConfig("tiny")  # pyright: ignore[reportCallIssue]
     EncoderConfig(dimension=64)  # pyright: ignore[reportCallIssue]
     EncoderConfig(dtype="int8")  # pyright: ignore[reportArgumentType]
+    EncoderConfig(quantization="int4")  # pyright: ignore[reportArgumentType]
     EncoderConfig().dimensions = 64  # pyright: ignore[reportAttributeAccessIssue]
     encoder.encode_documents([1])  # pyright: ignore[reportArgumentType]
     encoder.encode_documents(None)  # pyright: ignore[reportArgumentType]
@@ -220,3 +265,16 @@ def what_the_checker_refuses(encoder: Qwen3Encoder) -> None:
     Qwen3EmbeddingFunction(encoder=encoder)  # pyright: ignore[reportCallIssue]
     Qwen3Embeddings("tiny", on_empty="skip")  # pyright: ignore[reportArgumentType]
     Qwen3Collection(":memory:")  # pyright: ignore[reportCallIssue]
+
+
+async def a_retriever(store: SearchStore, encoder: Encoder, reranker: Reranker) -> None:
+    with KeywordIndex("keywords.db") as keywords:
+        keywords.write(["1"], ["a text"])
+        assert_type(keywords.search("a", 5, offset=5), list[tuple[str, float]])
+        assert_type(keywords.is_current(["1"], ["a text"]), list[bool])
+        retriever = Qwen3Retriever(store, encoder, keywords=keywords, reranker=reranker)
+        assert_type(retriever.search("a", limit=5, where={"year": [2020]}), list[Hit])
+        assert_type(await retriever.asearch("a", instruction="Find the law"), list[Hit])
+    Qwen3Retriever(store, encoder, reranker=encoder, fusion="ranks", dense_weight=0.5)
+    Qwen3Retriever(store, encoder, reranker=EncoderReranker(encoder))
+    Qwen3Retriever(store, encoder, fusion="best")  # pyright: ignore[reportArgumentType]

@@ -1,12 +1,16 @@
-"""The LlamaIndex door: Qwen3Embedding."""
+"""Qwen3Embedding: an embedding model of LlamaIndex."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any, Literal
 
-from .contract import Encoder
-from .core.config import (
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.storage.kvstore.types import BaseKVStore
+
+from ..contract import Encoder
+from ..core.config import (
     DEFAULT_MODEL,
     MAX_LENGTH,
     AttentionBackend,
@@ -14,18 +18,11 @@ from .core.config import (
     EncoderConfig,
     Quantization,
 )
-from .core.prompts import WEB_SEARCH
-from .encoder import Qwen3Encoder
-from .errors import ConfigError, MissingDependencyError
-from .remote import RemoteEncoder
-from .sharing import shared_encoder
-
-try:
-    from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-    from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
-    from llama_index.core.storage.kvstore.types import BaseKVStore
-except ImportError as error:
-    raise MissingDependencyError("llama-index-core", extra="llama-index", reason=error) from error
+from ..core.prompts import WEB_SEARCH
+from ..encoder import Qwen3Encoder
+from ..errors import ConfigError
+from ..remote import RemoteEncoder
+from ..sharing import shared_encoder
 
 
 class Qwen3Embedding(BaseEmbedding):
@@ -49,7 +46,9 @@ class Qwen3Embedding(BaseEmbedding):
     revision: str | None = Field(default=None, description="Branch, tag or commit.")
     device: str = Field(default="auto", description="'auto', 'cpu', 'mps' or 'cuda:N'.")
     dtype: DType = Field(default="auto", description="Number format of the weights.")
-    quantization: Quantization | None = Field(default=None, description="'int8', on a CPU.")
+    quantization: Quantization | None = Field(
+        default=None, description="'int8' on a CPU, 'fp8' on CUDA."
+    )
     attention: AttentionBackend = Field(default="auto", description="Attention backend.")
     max_batch_tokens: int | Literal["auto"] = Field(
         default="auto", description="Tokens of one forward at most."

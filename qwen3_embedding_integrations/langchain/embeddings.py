@@ -1,19 +1,16 @@
-"""The LangChain door: Qwen3Embeddings."""
+"""Qwen3Embeddings: LangChain's Embeddings."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Unpack
 
-from .contract import Encoder
-from .core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
-from .errors import ConfigError, MissingDependencyError
-from .sharing import shared_encoder
+from langchain_core.embeddings import Embeddings
 
-try:
-    from langchain_core.embeddings import Embeddings
-except ImportError as error:
-    raise MissingDependencyError("langchain-core", extra="langchain", reason=error) from error
+from ..contract import Encoder
+from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
+from ..errors import ConfigError
+from ..sharing import shared_encoder
 
 
 class Qwen3Embeddings(Embeddings):

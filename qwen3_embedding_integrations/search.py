@@ -1,0 +1,312 @@
+"""Qwen3Retriever: keywords and vectors together, exact references first, in one or two stages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from .contract import Encoder
+from .errors import ConfigError, InputError
+from .fusion import Ranking, fuse_ranks, fuse_scores
+from .keywords import KeywordIndex
+from .rows import Hit
+
+Vector = npt.NDArray[np.float32]
+Where = Mapping[str, Any]
+Fusion = Literal["scores", "ranks"]
+
+# Chosen on development questions: benchmarks/search.py, benchmarks/results/search.md.
+DENSE_WEIGHT = 0.5
+TINY_DENSE_WEIGHT = 0.1  # on words that question and text share, BM25 beats the tiny model
+FUSIONS: dict[str, Callable[..., list[tuple[str, float]]]] = {
+    "scores": fuse_scores,
+    "ranks": fuse_ranks,
+}
+IDS_AT_ONCE = 1000  # of one fetch: stores turn ids into parameters of a statement
+MAX_RESULTS = 100_000  # offset + limit: deeper pages are a mistake
+
+
+class SearchStore(Protocol):
+    """A collection of vectors and texts, as far as searching needs it.
+
+    `where` is equality by field, {"source": "a.txt", "year": [2020, 2021]}: all must hold, a list
+    means any of its values.
+    """
+
+    def nearest(self, vector: Vector, *, limit: int, where: Where | None = None) -> list[Hit]:
+        """Return the `limit` nearest documents, nearest first, scored by cosine."""
+        ...
+
+    def fetch(self, ids: Sequence[str], *, where: Where | None = None) -> list[Hit]:
+        """Return the documents of these ids in this order, without those that are not there."""
+        ...
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """A second look at the documents of one query."""
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> Sequence[Any]:
+        """Return (index, score, …) of the `top_n` best documents, or of all, best first."""
+        ...
+
+
+class EncoderReranker:
+    """A second stage by another, bigger embedding model."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[tuple[int, float, str]]:
+        """Return (index, cosine, document) of the `top_n` nearest to the query; all by default."""
+        if not documents:
+            return []
+        vector = self.encoder.encode_queries([query], instruction=instruction)[0]
+        scores = self.encoder.encode_documents(documents) @ vector  # (N,) float32
+        order: list[int] = np.argsort(-scores, kind="stable")[:top_n].tolist()
+        return [(index, float(scores[index]), documents[index]) for index in order]
+
+
+class Qwen3Retriever:
+    """Search over a store: vectors, keywords, exact references, and a second stage.
+
+    `keywords` adds BM25 (`fusion="scores"`, or "ranks" for reciprocal rank fusion, with
+    `dense_weight` from 0, keywords alone, to 1, vectors alone) and puts the texts that a reference
+    in the query names first. `reranker` has a second look at the first `candidates`: anything with
+    `rerank`, or a bigger encoder. Every method may be called from any thread or event loop.
+
+    Pages continue each other: the order of results does not depend on `limit` and `offset`. Raises
+    ConfigError for options that cannot be.
+    """
+
+    def __init__(
+        self,
+        store: SearchStore,
+        encoder: Encoder,
+        *,
+        keywords: KeywordIndex | None = None,
+        reranker: Reranker | Encoder | None = None,
+        fusion: Fusion = "scores",
+        dense_weight: float | None = None,
+        candidates: int = 100,
+    ) -> None:
+        if fusion not in FUSIONS:
+            raise ConfigError(f"fusion is {fusion!r}; choose one of {', '.join(FUSIONS)}")
+        if dense_weight is not None and not 0 <= dense_weight <= 1:
+            raise ConfigError(f"dense_weight is {dense_weight}; choose a number from 0 to 1")
+        if not 1 <= candidates <= MAX_RESULTS:
+            raise ConfigError(f"candidates is {candidates}; choose from 1 to {MAX_RESULTS:,}")
+        self.store = store
+        self.encoder = encoder
+        self.keywords = keywords
+        self.reranker = _as_reranker(reranker)
+        self.candidates = candidates
+        self._fuse = FUSIONS[fusion]
+        self._dense_weight = dense_weight
+
+    @property
+    def dense_weight(self) -> float:
+        """What the vectors count beside the keywords: as given, or fit for the encoder."""
+        if self._dense_weight is not None:
+            return self._dense_weight
+        return TINY_DENSE_WEIGHT if self.encoder.contract.model == "tiny" else DENSE_WEIGHT
+
+    def search(
+        self,
+        query: str,
+        *,
+        limit: int = 10,
+        offset: int = 0,
+        where: Where | None = None,
+        instruction: str | None = None,
+    ) -> list[Hit]:
+        """Return up to `limit` hits behind the first `offset`, best first.
+
+        `where` keeps what has these values: {"source": "a.txt", "year": [2020, 2021]}.
+        `instruction` stands for the encoder's own, and for the reranker's. Raises InputError for a
+        query that cannot be encoded.
+        """
+        _check(query, limit, offset)
+        vector = self.encoder.encode_queries([query], instruction=instruction)[0]
+        return self._search(query, vector, limit, offset, where, instruction)
+
+    async def asearch(
+        self,
+        query: str,
+        *,
+        limit: int = 10,
+        offset: int = 0,
+        where: Where | None = None,
+        instruction: str | None = None,
+    ) -> list[Hit]:
+        """Return what `search` returns, without blocking the event loop."""
+        _check(query, limit, offset)
+        vector = (await self.encoder.aencode_queries([query], instruction=instruction))[0]
+        return await asyncio.to_thread(
+            self._search, query, vector, limit, offset, where, instruction
+        )
+
+    def _search(
+        self,
+        query: str,
+        vector: Vector,
+        limit: int,
+        offset: int,
+        where: Where | None,
+        instruction: str | None,
+    ) -> list[Hit]:
+        walk = _Walk(self.store, self.keywords, query, vector, where, self.candidates)
+        ranked: list[Hit] = []
+        seen: set[str] = set()
+        # The ranking is made in blocks of as many candidates, each fused by itself: a block does
+        # not depend on how many are asked for, so pages of any size fit together.
+        while len(ranked) < offset + limit and (block := walk.next_block(self._fused)):
+            new = [hit for hit in block if hit.id not in seen]
+            if not ranked:
+                new = self._first_block(query, new, walk.named, instruction)
+            seen.update(hit.id for hit in new)
+            ranked += _falling(new, ranked[-1].score if ranked else None)
+        return ranked[offset : offset + limit]
+
+    def _fused(self, dense: Ranking, keywords: Ranking) -> list[tuple[str, float]]:
+        return self._fuse(dense, keywords, dense_weight=self.dense_weight)
+
+    def _first_block(
+        self, query: str, hits: list[Hit], named: dict[str, float], instruction: str | None
+    ) -> list[Hit]:
+        """Return the hits in their final order: reranked, and what the query names first."""
+        if self.reranker is not None:
+            some = hits[: self.candidates]
+            texts = [hit.text for hit in some]
+            # Only where it is given: a reranker of another make need not know instructions.
+            given: dict[str, Any] = {} if instruction is None else {"instruction": instruction}
+            order = self.reranker.rerank(query, texts, **given)
+            better = {index: some[index]._replace(score=float(score)) for index, score, *_ in order}
+            left_out = [hit for index, hit in enumerate(some) if index not in better]
+            hits = _falling([*better.values(), *left_out, *hits[self.candidates :]])
+        first = [hit for hit in hits if hit.id in named]
+        if not first:
+            return hits
+        first.sort(key=lambda hit: -named[hit.id])
+        top = max(hit.score for hit in hits)
+        rest = [hit for hit in hits if hit.id not in named]
+        return [hit._replace(score=top) for hit in first] + rest
+
+
+class _Walk:
+    """The candidates of one query, block by block, from both rankings."""
+
+    def __init__(
+        self,
+        store: SearchStore,
+        keywords: KeywordIndex | None,
+        query: str,
+        vector: Vector,
+        where: Where | None,
+        size: int,
+    ) -> None:
+        self._store, self._keywords, self._query = store, keywords, query
+        self._vector, self._where, self._size = vector, where, size
+        self._num_dense = self._num_keywords = 0
+        self._matches: list[Hit] = []  # found by keywords, allowed by the filter, not yet used
+        self._has_more_dense, self._has_more_matches = True, keywords is not None
+        self.named: dict[str, float] = {}  # texts that a reference names, with their rank
+
+    def next_block(self, fuse: Callable[[Ranking, Ranking], list[tuple[str, float]]]) -> list[Hit]:
+        """Return the next candidates of both rankings, fused; empty at the end."""
+        named = self._find_named() if not self._num_dense else []
+        dense = self._next_dense()
+        matches = self._next_matches()
+        if self._keywords is None:
+            return dense
+        hits = {hit.id: hit for hit in (*named, *matches, *dense)}
+        scores = dict(fuse(_ranking(dense), _ranking(matches)))
+        for hit in named:
+            scores.setdefault(hit.id, 0.0)  # behind the others, until it is put first
+        return [hits[id_]._replace(score=score) for id_, score in scores.items()]
+
+    def _find_named(self) -> list[Hit]:
+        found = self._keywords.find_references(self._query) if self._keywords else []
+        self.named = dict(found)
+        return self._fetch([id_ for id_, _ in found])
+
+    def _next_dense(self) -> list[Hit]:
+        start, end = self._num_dense, self._num_dense + self._size
+        if not self._has_more_dense:
+            return []
+        hits = self._store.nearest(self._vector, limit=end, where=self._where)
+        self._num_dense, self._has_more_dense = end, len(hits) == end
+        return hits[start:]
+
+    def _next_matches(self) -> list[Hit]:
+        """Return the next keyword hits that the store has and the filter allows."""
+        num_asked = self._size
+        while (
+            self._keywords is not None
+            and self._has_more_matches
+            and len(self._matches) < self._size
+        ):
+            found = self._keywords.search(self._query, num_asked, offset=self._num_keywords)
+            self._num_keywords += len(found)
+            self._has_more_matches = len(found) == num_asked
+            scores = dict(found)
+            fetched = self._fetch(list(scores))
+            self._matches += [hit._replace(score=scores[hit.id]) for hit in fetched]
+            num_asked *= 4  # a filter that few texts pass: fewer, larger looks
+        block, self._matches = self._matches[: self._size], self._matches[self._size :]
+        return block
+
+    def _fetch(self, ids: list[str]) -> list[Hit]:
+        parts = (ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE))
+        return [hit for part in parts for hit in self._store.fetch(part, where=self._where)]
+
+
+def _ranking(hits: Sequence[Hit]) -> list[tuple[str, float]]:
+    return [(hit.id, hit.score) for hit in hits]
+
+
+def _falling(hits: list[Hit], highest: float | None = None) -> list[Hit]:
+    """Return the hits with no score above the one before: blocks and stages score by themselves."""
+    falling: list[Hit] = []
+    for hit in hits:
+        highest = hit.score if highest is None else min(highest, hit.score)
+        falling.append(hit._replace(score=highest))
+    return falling
+
+
+def _as_reranker(given: Reranker | Encoder | None) -> Reranker | None:
+    if given is None or isinstance(given, Reranker):
+        return given
+    if hasattr(given, "encode_documents"):
+        return EncoderReranker(given)
+    raise ConfigError(
+        f"reranker is a {type(given).__name__}; give an object with rerank(), or an encoder"
+    )
+
+
+def _check(query: object, limit: int, offset: int) -> None:
+    if not isinstance(query, str):
+        raise InputError(f"the query is a {type(query).__name__}; pass a str")
+    if limit < 1 or offset < 0 or offset + limit > MAX_RESULTS:
+        raise ConfigError(
+            f"limit is {limit}, offset {offset}; limit starts at 1, offset at 0, and together they "
+            f"are at most {MAX_RESULTS:,}"
+        )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .cache import CachedEncoder, CacheStats, DiskStore, MemoryStore, RedisStore
     from .contract import EmbeddingContract, Encoder, EncoderStats
     from .core.config import EncoderConfig, RerankerConfig
+    from .doctor.diagnosis import diagnose
+    from .doctor.faults import Check, Diagnosis, Fault
     from .encoder import Qwen3Encoder
     from .errors import (
         ConfigError,
@@ -46,9 +48,11 @@ if TYPE_CHECKING:
 __all__ = [
     "CacheStats",
     "CachedEncoder",
+    "Check",
     "ConfigError",
     "ContractMismatchError",
     "DeviceOutOfMemoryError",
+    "Diagnosis",
     "DiskStore",
     "EmbeddingContract",
     "Encoder",
@@ -57,6 +61,7 @@ __all__ = [
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "Fault",
     "Hit",
     "HybridStore",
     "IndexReport",
@@ -84,6 +89,7 @@ __all__ = [
     "SearchStore",
     "StoreError",
     "TextTooLongError",
+    "diagnose",
     "index_documents",
     "quantize_model",
     "shared_encoder",
@@ -93,12 +99,15 @@ __all__ = [
 _HOMES = {
     "CacheStats": "cache",
     "CachedEncoder": "cache",
+    "Check": "doctor.faults",
+    "Diagnosis": "doctor.faults",
     "DiskStore": "cache",
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
     "EncoderReranker": "search",
     "EncoderStats": "contract",
+    "Fault": "doctor.faults",
     "Hit": "rows",
     "HybridStore": "hybrid",
     "IndexReport": "indexing",
@@ -115,6 +124,7 @@ _HOMES = {
     "RerankerConfig": "core.config",
     "RerankerStats": "reranker",
     "SearchStore": "search",
+    "diagnose": "doctor.diagnosis",
     "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",

@@ -18,6 +18,7 @@ sys.exit(result.failed)
 
 
 MODULES = [
+    "doctor.diagnosis",
     "encoder",
     "cache.encoder",
     "chroma.function",

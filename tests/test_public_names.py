@@ -61,6 +61,10 @@ DOCUMENTED = {
     "StoreError",
     "TextTooLongError",
     "index_documents",
+    "Check",
+    "Diagnosis",
+    "Fault",
+    "diagnose",
 }
 HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client", "redis"]
 HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors", "rich"]

@@ -21,9 +21,11 @@ from qdrant_client import QdrantClient, models
 from qwen3_embedding_integrations import (
     CachedEncoder,
     CacheStats,
+    Check,
     ConfigError,
     ContractMismatchError,
     DeviceOutOfMemoryError,
+    Diagnosis,
     DiskStore,
     EmbeddingContract,
     Encoder,
@@ -32,6 +34,7 @@ from qwen3_embedding_integrations import (
     EncoderStats,
     EngineClosedError,
     EngineError,
+    Fault,
     Hit,
     InputError,
     KeywordIndex,
@@ -52,6 +55,7 @@ from qwen3_embedding_integrations import (
     RerankerConfig,
     SearchStore,
     TextTooLongError,
+    diagnose,
     shared_encoder,
     shared_reranker,
 )
@@ -222,6 +226,16 @@ def qdrant(encoder: Encoder) -> list[models.ScoredPoint]:
 
 async def qdrant_awaited(articles: Qwen3Collection) -> None:
     assert_type(await articles.aquery("a query", limit=3), list[models.ScoredPoint])
+
+
+def diagnosed(encoder: Qwen3Encoder, remote: RemoteEncoder) -> tuple[Fault, ...]:
+    diagnosis = assert_type(diagnose(encoder, reference=None, max_tokens=600), Diagnosis)
+    diagnose(remote)
+    diagnose("http://localhost:8000/v1", model="tiny", reference="tiny", api_key_env="KEY")
+    assert_type(diagnosis.is_right, bool)
+    assert_type(diagnosis.checks, tuple[Check, ...])
+    assert_type(diagnosis.to_dict(), dict[str, Any])
+    return assert_type(diagnosis.faults, tuple[Fault, ...])
 
 
 def a_reranker() -> None:

@@ -14,13 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
 
 import qwen3_embedding_integrations
+from qwen3_embedding_integrations import Diagnosis, diagnose
+from tests.checkpoints import random_tensors
 
 TINY = Path(qwen3_embedding_integrations.__file__).parent / "tiny"
 END, IM_END = 23997, 23999
 Texts = list[Any]  # str, or lists of token ids
+MAX_TOKENS = 620  # of long texts: above the cut of the server that cuts
 Embed = Callable[[Texts, dict[str, Any]], tuple[np.ndarray, int | None]]
 
 
@@ -217,3 +221,26 @@ def serving(embed: Embed, *, takes_base64: bool = True) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def three_ways(url: str) -> tuple[Diagnosis, Diagnosis, Diagnosis]:
+    """Return what is found with the weights at hand, with values alone, and with nothing known."""
+    return (
+        diagnose(url, model="tiny", max_tokens=MAX_TOKENS),
+        diagnose(url, model="tiny", reference=None, max_tokens=MAX_TOKENS),
+        diagnose(url, model="a-fine-tune", max_tokens=MAX_TOKENS),
+    )
+
+
+def problems(diagnosis: Diagnosis) -> list[str]:
+    return [f"{c.name}: {c.detail}" for c in diagnosis.checks if c.verdict == "wrong"]
+
+
+def write_like_tiny(folder: Path, shape: dict[str, Any]) -> Path:
+    """Write random weights with tiny's tokenizer."""
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((TINY / name).read_bytes())
+    (folder / "config.json").write_text(json.dumps(shape))
+    save_file(random_tensors(shape), folder / "model.safetensors", {"format": "pt"})
+    return folder

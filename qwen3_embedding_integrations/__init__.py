@@ -11,9 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .contract import EmbeddingContract, Encoder
+    from .cache import CachedEncoder, CacheStats, DiskStore, MemoryStore, RedisStore
+    from .contract import EmbeddingContract, Encoder, EncoderStats
     from .core.config import EncoderConfig, RerankerConfig
-    from .encoder import EncoderStats, Qwen3Encoder
+    from .doctor.diagnosis import diagnose
+    from .doctor.faults import Check, Diagnosis, Fault
+    from .encoder import Qwen3Encoder
     from .errors import (
         ConfigError,
         ContractMismatchError,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
         NonFiniteOutputError,
         QueueFullError,
         Qwen3EmbeddingError,
+        RemoteError,
         StoreError,
         TextTooLongError,
     )
@@ -35,15 +39,21 @@ if TYPE_CHECKING:
     from .indexing import IndexReport, index_documents
     from .keywords import KeywordIndex
     from .quantize import QuantizedModel, quantize_model
+    from .remote import RemoteEncoder
     from .reranker import Qwen3Reranker, RankedDocument, RerankerStats
     from .rows import Hit
     from .search import EncoderReranker, Qwen3Retriever, Reranker, SearchStore
     from .sharing import shared_encoder, shared_reranker
 
 __all__ = [
+    "CacheStats",
+    "CachedEncoder",
+    "Check",
     "ConfigError",
     "ContractMismatchError",
     "DeviceOutOfMemoryError",
+    "Diagnosis",
+    "DiskStore",
     "EmbeddingContract",
     "Encoder",
     "EncoderConfig",
@@ -51,12 +61,14 @@ __all__ = [
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "Fault",
     "Hit",
     "HybridStore",
     "IndexReport",
     "IndexingError",
     "InputError",
     "KeywordIndex",
+    "MemoryStore",
     "MissingDependencyError",
     "ModelError",
     "ModelLoadError",
@@ -68,12 +80,16 @@ __all__ = [
     "Qwen3Reranker",
     "Qwen3Retriever",
     "RankedDocument",
+    "RedisStore",
+    "RemoteEncoder",
+    "RemoteError",
     "Reranker",
     "RerankerConfig",
     "RerankerStats",
     "SearchStore",
     "StoreError",
     "TextTooLongError",
+    "diagnose",
     "index_documents",
     "quantize_model",
     "shared_encoder",
@@ -81,24 +97,34 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CacheStats": "cache",
+    "CachedEncoder": "cache",
+    "Check": "doctor.faults",
+    "Diagnosis": "doctor.faults",
+    "DiskStore": "cache",
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
     "EncoderReranker": "search",
-    "EncoderStats": "encoder",
+    "EncoderStats": "contract",
+    "Fault": "doctor.faults",
     "Hit": "rows",
     "HybridStore": "hybrid",
     "IndexReport": "indexing",
     "KeywordIndex": "keywords",
+    "MemoryStore": "cache",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
     "Qwen3Reranker": "reranker",
     "Qwen3Retriever": "search",
     "RankedDocument": "reranker",
+    "RedisStore": "cache",
+    "RemoteEncoder": "remote",
     "Reranker": "search",
     "RerankerConfig": "core.config",
     "RerankerStats": "reranker",
     "SearchStore": "search",
+    "diagnose": "doctor.diagnosis",
     "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",

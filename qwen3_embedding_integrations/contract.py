@@ -60,6 +60,16 @@ class Encoder(Protocol):
     ) -> Iterator[Vectors]: ...
 
 
+class EncoderStats(NamedTuple):
+    """What an encoder has done since it was made; forwards and retries count the whole engine."""
+
+    texts: int
+    tokens: int
+    truncated: int
+    forwards: int
+    retries: int
+
+
 class Difference(NamedTuple):
     """One fact in which two contracts differ."""
 
@@ -118,9 +128,11 @@ class EmbeddingContract:
         hard = [difference for difference in differences if difference.is_hard]
         if hard and not allow_mismatch:
             names = f" (stored: {stored.model}, yours: {self.model})"
+            is_unseen = "remote:" in f"{self.revision}{stored.revision}"
+            hint = " (if a server's weights are the same, give revision=)" if is_unseen else ""
             raise ContractMismatchError(
-                f"{index} was made under another contract{names}: {_describe(hard)}. Open it with "
-                "the options it was made with, index again under another name, or pass "
+                f"{index} was made under another contract{names}: {_describe(hard)}{hint}. Open it "
+                "with the options it was made with, index again under another name, or pass "
                 "allow_mismatch=True to compare vectors that do not belong together",
                 differences=[(one.field, one.stored, one.given) for one in hard],
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -14,38 +13,26 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .contract import EmbeddingContract
+from .contract import EmbeddingContract, EncoderStats
 from .core.config import (
     EncoderConfig,
     check_instruction,
-    check_range,
     fit_dimensions,
     fit_length,
 )
 from .core.prompts import query_prompt
-from .errors import InputError
+from .core.streaming import WINDOW, stream_windows
+from .errors import ConfigError, InputError
+from .handle import Handle
 from .waiting import aresults_of, results_of, submit_in_thread
 
 if TYPE_CHECKING:
-    from .core.calls import Call, EngineCounts
+    from .core.calls import Call
     from .core.inputs import InputRules, Inputs
     from .core.loading import LoadedModel
     from .core.tokenizer import Tokenizer
 
 Vectors = npt.NDArray[np.float32]
-
-WINDOW = 512  # texts of one window of a stream
-MAX_WINDOW_CHARS = 1_000_000
-
-
-class EncoderStats(NamedTuple):
-    """What an encoder has done since it was made; forwards and retries count the whole engine."""
-
-    texts: int
-    tokens: int
-    truncated: int
-    forwards: int
-    retries: int
 
 
 class Encoded(NamedTuple):
@@ -56,7 +43,7 @@ class Encoded(NamedTuple):
     num_truncated: int  # texts
 
 
-class Qwen3Encoder:
+class Qwen3Encoder(Handle):
     """Qwen3-Embedding: texts to unit vectors, the same ones whoever calls and in whatever batch.
 
     Loads the model; when the constructor returns, it is ready. Every method may be called from any
@@ -74,6 +61,11 @@ class Qwen3Encoder:
         from .core.loading import load_model
 
         config = EncoderConfig.of(config)
+        if config.is_remote:
+            raise ConfigError(
+                f"base_url is {config.base_url!r}, and Qwen3Encoder computes here; use "
+                "RemoteEncoder, or shared_encoder(config)"
+            )
         loaded = load_model(config.engine)
         try:
             self._init(config, loaded)
@@ -180,10 +172,13 @@ class Qwen3Encoder:
         iterable needs little memory. A text that cannot be encoded raises InputError with its
         index in the whole stream, after the windows before it were yielded.
         """
-        check_range("window", window, 1, 1_000_000)
-        if isinstance(documents, str):
-            raise TypeError("documents is a str; pass an iterable of str: [document]")
-        return self._stream(_windows(documents, window))
+        return stream_windows(
+            documents,
+            window,
+            submit=lambda texts, first: self._submit(texts, "documents", first_index=first),
+            result=self._result,
+            cancel=lambda job: job.call.future.cancel(),
+        )
 
     def count_tokens(self, document: str) -> int:
         """Return how many tokens the model would read for a document, the end token included."""
@@ -195,10 +190,6 @@ class Qwen3Encoder:
         with self._counts_lock:
             counts = self._num_texts, self._num_tokens, self._num_truncated
         return EncoderStats(*counts, engine.num_forwards, engine.num_retries)
-
-    def engine_counts(self) -> EngineCounts:
-        """Return what waits for the device now, and what its forwards have been so far."""
-        return self._loaded.engine.counts()
 
     @property
     def contract(self) -> EmbeddingContract:
@@ -224,35 +215,10 @@ class Qwen3Encoder:
             package_version=version("qwen3-embedding-integrations"),
         )
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether calls are refused: closed, or copied into another process by a fork."""
-        return self._loaded.engine.is_closed
-
-    def close(self) -> None:
-        """Answer what runs, fail what waits with EngineClosedError, free the weights.
-
-        Closing an encoder from `shared_encoder` closes it for everyone who shares its weights;
-        the next `shared_encoder` loads them again.
-        """
-        self._loaded.engine.close()
-
-    def __enter__(self) -> Qwen3Encoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __reduce__(self) -> tuple[Any, ...]:
         from .sharing import shared_encoder
 
         return shared_encoder, (self.config,)  # weights do not travel: the other side loads them
-
-    def __copy__(self) -> Qwen3Encoder:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Qwen3Encoder:
-        return self  # hosts copy their settings; the weights stay one
 
     def __repr__(self) -> str:
         loaded = self._loaded.config
@@ -303,47 +269,9 @@ class Qwen3Encoder:
         means = job.inputs.pool(vectors)[:, : self.dimensions]
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
-    def _stream(self, windows: Iterator[list[str]]) -> Iterator[Vectors]:
-        jobs: deque[_Job] = deque()
-        first_index, failure = 0, None
-        try:
-            while failure is None:
-                try:
-                    documents = next(windows)
-                    jobs.append(self._submit(documents, "documents", first_index=first_index))
-                except StopIteration:
-                    break
-                except Exception as error:  # raised below, when all before it is delivered
-                    failure = error
-                else:
-                    first_index += len(documents)
-                    if len(jobs) > 1:
-                        yield self._result(jobs.popleft())
-            while jobs:
-                yield self._result(jobs.popleft())
-        finally:
-            for job in jobs:
-                job.call.future.cancel()
-        if failure is not None:
-            raise failure
-
 
 class _Job(NamedTuple):
     """A call under way and how its vectors become the answer."""
 
     inputs: Inputs
     call: Call
-
-
-def _windows(documents: Iterable[str], window: int) -> Iterator[list[str]]:
-    """Yield lists of at most `window` documents and about a million characters."""
-    batch: list[str] = []
-    num_chars = 0
-    for document in documents:
-        batch.append(document)
-        num_chars += len(document) if isinstance(document, str) else 0
-        if len(batch) == window or num_chars >= MAX_WINDOW_CHARS:
-            yield batch
-            batch, num_chars = [], 0
-    if batch:
-        yield batch

@@ -12,6 +12,7 @@ Qwen3EmbeddingError
     DeviceOutOfMemoryError               one text alone does not fit             .num_tokens .device
     QueueFullError                       more tokens wait than allowed           .num_waiting_tokens
     EngineClosedError                    closed before it could answer
+  RemoteError(RuntimeError)              the server failed or answered wrongly   .url .status
   StoreError(RuntimeError)               a store cannot be reached or opened
   IndexingError(RuntimeError)            an indexing job ended early
   MissingDependencyError(ImportError)    an extra is not installed               .package .extra
@@ -116,6 +117,27 @@ class QueueFullError(EngineError):
 
 class EngineClosedError(EngineError):
     """The encoder was closed before it could answer."""
+
+
+class RemoteError(Qwen3EmbeddingError, RuntimeError):
+    """A server could not be reached, refused, or answered what is no answer.
+
+    `status` is that of the HTTP answer, None where there was none; `retry_after_s` is how long
+    the server wants not to be asked, if it said so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        url: str,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.url = url
+        self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class StoreError(Qwen3EmbeddingError, RuntimeError):

@@ -7,10 +7,11 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .core.config import EncoderConfig, EngineConfig, RerankerConfig
 from .encoder import Qwen3Encoder
+from .remote import RemoteEncoder
 from .reranker import Qwen3Reranker
 
 if TYPE_CHECKING:
@@ -44,16 +45,26 @@ _registry = _Registry()
 _before_fork: list[_Registry] = []
 
 
-def shared_encoder(config: EncoderConfig | str | None = None) -> Qwen3Encoder:
+@overload
+def shared_encoder(config: str | None = None) -> Qwen3Encoder: ...
+@overload
+def shared_encoder(config: EncoderConfig) -> Qwen3Encoder | RemoteEncoder: ...
+def shared_encoder(
+    config: EncoderConfig | str | None = None,
+) -> Qwen3Encoder | RemoteEncoder:
     """Return this process's encoder for `config`, loaded on the first call.
 
     Encoders that differ only in dimensions, instruction, max_length, on_too_long or on_empty share
     one copy of the weights and one queue. Safe in threads (one loads, the others wait) and after a
-    fork (the child loads its own; with CUDA, start processes by spawn, as torch demands).
+    fork (the child loads its own; with CUDA, start processes by spawn, as torch demands). A config
+    with a `base_url` gives the RemoteEncoder that asks there, without torch.
     """
+    config = EncoderConfig.of(config)
+    if config.is_remote:
+        return _remote_encoder(config)
     from .core.loading import load_model
 
-    return _shared(EncoderConfig.of(config), load_model, Qwen3Encoder.over)
+    return _shared(config, load_model, Qwen3Encoder.over)
 
 
 def shared_reranker(config: RerankerConfig | str | None = None) -> Qwen3Reranker:
@@ -87,6 +98,15 @@ def _shared(config: C, load: Callable[[EngineConfig], L], over: Callable[[L, C],
                 model = over(slot.loaded, config)
                 registry.models[config] = model
             return model
+
+
+def _remote_encoder(config: EncoderConfig) -> RemoteEncoder:
+    registry = _registry
+    with registry.lock:
+        encoder = registry.models.get(config)
+        if encoder is None or encoder.is_closed:
+            encoder = registry.models[config] = RemoteEncoder.of(config)
+        return encoder
 
 
 def _forget_after_fork() -> None:

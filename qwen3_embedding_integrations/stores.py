@@ -17,6 +17,7 @@ from .hybrid import HybridStore
 from .indexing import ReindexReport, can_cut, rebuild
 from .indexing.job import Progress
 from .keywords import KeywordIndex
+from .remote import RemoteEncoder
 from .sharing import shared_encoder
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class OpenStore(NamedTuple):
     """A collection and the encoder that made its vectors."""
 
     store: ChromaStore | QdrantStore | HybridStore
-    encoder: Qwen3Encoder
+    encoder: Qwen3Encoder | RemoteEncoder
 
     def with_keywords(self, path: str | Path) -> OpenStore:
         """Return the collection with the keyword index of this file, made or brought up to date."""
@@ -64,7 +65,7 @@ def _open_chroma(
     config = merge(chroma.stored_config(stored) if stored else None, options)
     function = chroma.Qwen3EmbeddingFunction(**config.to_dict())
     opened = chroma.open_collection(client, collection, function)
-    return OpenStore(chroma.ChromaStore(client, opened), function.encoder)
+    return OpenStore(chroma.ChromaStore(client, opened), shared_encoder(config))
 
 
 def _open_qdrant(

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.remote.servers import MODEL, VLLM, serving
+
 ROOT = Path(__file__).parent.parent
 EXPECTED = {
+    "cached_encoder.py": ["6 texts, 2 hits, 4 encoded", "memory ", "disk "],
     "chroma_collection.py": ["[['tenant']]", "dimensions: stored 256, yours 64"],
     "encoder.py": ["The capital of France is Paris.", "3 documents"],
     "hybrid_search.py": [
@@ -25,6 +28,7 @@ EXPECTED = {
     ],
     "llama_index_index.py": ["-> The capital of France", "-> 出租人出卖租赁房屋的"],
     "qdrant_collection.py": ["3 points", "'language': 'zh'"],
+    "remote_encoder.py": ["256 dimensions", "-> The capital of France", "remote:tiny-served"],
     # With random weights, whose order means nothing.
     "reranker.py": [" 0 Water boils", " 1 The capital", " 2 出租人", "LangChain: ", "LlamaIndex: "],
 }
@@ -42,9 +46,11 @@ def test_example(name: str, reranker_checkpoint: Path) -> None:
     arguments = [str(reranker_checkpoint)] if name in NEED_A_RERANKER else []
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / name), *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, check=False, timeout=300
-    )
+    with serving(VLLM) as server:  # for the one that asks a server
+        environment |= {"EMBEDDING_URL": server.url, "EMBEDDING_MODEL": MODEL}
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, timeout=300
+        )
     assert done.returncode == 0, done.stderr
     missing = [text for text in EXPECTED[name] if text not in done.stdout]
     assert not missing, f"{missing} not in: {done.stdout}"

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack
+from urllib.parse import urlsplit
 
 from ..errors import ConfigError
 from .prompts import WEB_SEARCH
@@ -94,9 +95,15 @@ class EngineConfig:
             config = cls() if config is None else cls(model=config)
         if isinstance(config, cls):
             folder = Path(config.model).expanduser()
-            is_folder = config.model != TINY and folder.is_dir()
+            is_name = config.model == TINY or config.is_remote
+            is_folder = not is_name and folder.is_dir()
             return replace(config, model=str(folder.resolve())) if is_folder else config
         raise ConfigError(f"config is {config!r}; give {cls.__name__}(...) or a model's name")
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a server computes."""
+        return False
 
     @property
     def engine(self) -> EngineConfig:
@@ -108,22 +115,29 @@ class EngineConfig:
         return asdict(self)
 
 
-class EncoderOptions(TypedDict, total=False):
-    """EncoderConfig's options but for the model, for doors that take them by name."""
+class RemoteOptions(TypedDict, total=False):
+    """The options that concern texts and vectors, not the machine that computes."""
 
     revision: str | None
-    device: str
     dtype: DType
     quantization: Quantization | None
-    attention: AttentionBackend
-    max_batch_tokens: int | Literal["auto"]
-    max_queue_tokens: int | None
-    local_files_only: bool
     dimensions: int | None
     instruction: str
     max_length: int
     on_too_long: Literal["truncate", "error", "chunk_mean"]
     on_empty: Literal["error", "embed"]
+    api_key_env: str | None
+
+
+class EncoderOptions(RemoteOptions, total=False):
+    """EncoderConfig's options but for the model, for doors that take them by name."""
+
+    device: str
+    attention: AttentionBackend
+    max_batch_tokens: int | Literal["auto"]
+    max_queue_tokens: int | None
+    local_files_only: bool
+    base_url: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +155,12 @@ class EncoderConfig(EngineConfig):
     """"truncate" cuts and warns, "error" raises, "chunk_mean" takes the mean of the parts."""
     on_empty: Literal["error", "embed"] = "error"
     """What to do with empty and blank texts."""
+    base_url: str | None = None
+    """An OpenAI-compatible server that computes instead of this process, such as
+    "http://localhost:8000/v1"; several with commas. `model` is then the name it is served under,
+    `revision` what to record of its weights, `dtype` and `quantization` what to record of it."""
+    api_key_env: str | None = None
+    """The environment variable that holds the server's key."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,6 +170,29 @@ class EncoderConfig(EngineConfig):
         check_range("max_length", self.max_length, 4, 1_000_000)
         check_choice("on_too_long", self.on_too_long, ("truncate", "error", "chunk_mean"))
         check_choice("on_empty", self.on_empty, ("error", "embed"))
+        if self.base_url is not None:
+            self._check_remote(self.base_url)
+        if self.api_key_env is not None:
+            check_type("api_key_env", self.api_key_env, str)
+            if self.base_url is None:
+                raise ConfigError(
+                    f"api_key_env is {self.api_key_env!r} without a base_url; give both or neither"
+                )
+
+    def _check_remote(self, base_url: str) -> None:
+        check_type("base_url", base_url, str)
+        split_urls(base_url)
+        for name in MACHINE_OPTIONS:
+            if getattr(self, name) != getattr(EncoderConfig, name):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, which the server at base_url decides; "
+                    "leave it out"
+                )
+        if self.on_too_long == "chunk_mean":
+            raise ConfigError(
+                'on_too_long is "chunk_mean", which takes the model\'s tokenizer; with a base_url '
+                'choose "truncate" (what the server does) or "error"'
+            )
 
     @classmethod
     def from_options(
@@ -158,6 +201,11 @@ class EncoderConfig(EngineConfig):
         """Return the config of these options; an unknown name is a ConfigError."""
         check_options(options, cls.option_names())
         return cls(model=model, **options)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a server computes, so that `model` is its name for it and no folder of ours."""
+        return self.base_url is not None
 
     def portable(self) -> dict[str, Any]:
         """Return what to keep beside an index: every option but those of this one machine."""
@@ -235,6 +283,25 @@ def check_options(given: Iterable[str], known: Sequence[str]) -> None:
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"unknown option {name!r}{hint} (options: {', '.join(known)})")
+
+
+def split_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the URLs, without final slashes. Raises ConfigError for what is none, or has a key."""
+    given = base_url.split(",") if isinstance(base_url, str) else base_url
+    urls = tuple(url.strip().rstrip("/") for url in given)
+    for url in urls or ("",):
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ConfigError(
+                f"base_url is {url!r}; give the address of an OpenAI-compatible server, such as "
+                "http://localhost:8000/v1"
+            )
+        if parts.username or parts.password or parts.query:
+            raise ConfigError(
+                f"base_url for {parts.hostname} holds a name, a password or a query; indexes keep "
+                "base_url: put the key into an environment variable and name it in api_key_env"
+            )
+    return urls
 
 
 def fit_length(config: EncoderConfig | RerankerConfig, max_positions: int) -> int:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from ..errors import InputError, ModelLoadError, TextTooLongError
 from .batching import Group
-from .inputs import InputRules, check_text, warn_of_truncation
+from .inputs import warn_of_truncation
 from .packing import Int32Array
 from .prompts import (
     ANSWERS,
@@ -23,6 +23,7 @@ from .prompts import (
     rerank_instruction,
     rerank_query,
 )
+from .texts import InputRules, check_text
 from .tokenizer import PROBES, count_ids, encode_texts, load_tokenizer
 
 

@@ -134,6 +134,8 @@ def test_every_option_but_the_machines_survives_the_round_trip() -> None:
         "max_length": 77,
         "on_too_long": "chunk_mean",
         "on_empty": "embed",
+        "base_url": None,
+        "api_key_env": None,
     }
     machine = {
         "device": "cpu",
@@ -148,6 +150,10 @@ def test_every_option_but_the_machines_survives_the_round_trip() -> None:
     stored = json.loads(json.dumps(config))
     Qwen3EmbeddingFunction.validate_config(stored)
     assert Qwen3EmbeddingFunction.build_from_config(stored).get_config() == options
+    server = {"base_url": "http://localhost:8000/v1", "api_key_env": "EMBEDDING_KEY"}
+    remote = Qwen3EmbeddingFunction(**{**options, **server, "on_too_long": "error"}).get_config()
+    assert remote == {**options, **server, "on_too_long": "error"}
+    assert Qwen3EmbeddingFunction.build_from_config(remote).get_config() == remote
 
 
 def test_a_configuration_it_would_not_make_is_invalid() -> None:

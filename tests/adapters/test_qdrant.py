@@ -19,7 +19,7 @@ from qwen3_embedding_integrations import (
     InputError,
     Qwen3Encoder,
 )
-from qwen3_embedding_integrations.encoder import WINDOW
+from qwen3_embedding_integrations.core.streaming import WINDOW
 from qwen3_embedding_integrations.qdrant import (
     Qwen3Collection,
     Storage,

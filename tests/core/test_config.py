@@ -26,11 +26,15 @@ ANOTHER = {
     "on_too_long": "chunk_mean",
     "on_empty": "embed",
 }
+REMOTE = {
+    "base_url": "http://localhost:8000/v1",
+    "api_key_env": "EMBEDDING_KEY",
+}  # a server decides what a machine's options are
 
 
 def test_a_config_survives_json():
     """to_dict through JSON and from_options gives an equal config with an equal hash."""
-    for config in (EncoderConfig(), EncoderConfig(**ANOTHER)):
+    for config in (EncoderConfig(), EncoderConfig(**ANOTHER), EncoderConfig(**REMOTE)):
         again = EncoderConfig.from_options(**json.loads(json.dumps(config.to_dict())))
         assert again == config
         assert hash(again) == hash(config)
@@ -44,13 +48,16 @@ def test_what_is_portable_names_nothing_of_one_machine():
     assert set(EncoderConfig.option_names()) - set(data) == machine
     again = EncoderConfig.from_options(**data)
     assert dataclasses.replace(again, **{name: ANOTHER[name] for name in machine}) == config
+    remote = EncoderConfig(**REMOTE)
+    assert EncoderConfig.from_options(**json.loads(json.dumps(remote.portable()))) == remote
 
 
 def test_every_option_tells_configs_apart():
     """Changing any one option gives another config; none is left out of equality."""
-    assert set(ANOTHER) == {field.name for field in dataclasses.fields(EncoderConfig)}
+    assert {*ANOTHER, *REMOTE} == {field.name for field in dataclasses.fields(EncoderConfig)}
     configs = {EncoderConfig(), *(EncoderConfig(**{name: ANOTHER[name]}) for name in ANOTHER)}
-    assert len(configs) == 1 + len(ANOTHER)
+    configs |= {EncoderConfig(base_url=REMOTE["base_url"]), EncoderConfig(**REMOTE)}
+    assert len(configs) == 1 + len(ANOTHER) + len(REMOTE)
 
 
 def test_a_config_is_frozen():
@@ -93,6 +100,16 @@ def test_the_engine_needs_what_concerns_the_weights():
         ({"max_length": 3}, ["max_length is 3", "from 4 to"]),
         ({"on_too_long": "cut"}, ["on_too_long is 'cut'", "'truncate'", "'chunk_mean'"]),
         ({"on_empty": "skip"}, ["on_empty is 'skip'", "'embed'"]),
+        ({"base_url": ""}, ["base_url is ''", "http://localhost:8000/v1"]),
+        ({"base_url": "localhost:8000"}, ["base_url is 'localhost:8000'"]),
+        ({"base_url": "http://a/v1,"}, ["base_url is ''"]),
+        ({"base_url": 8000}, ["base_url is 8000, a int"]),
+        ({"base_url": "http://me:secret@a/v1"}, ["base_url for a holds", "api_key_env"]),
+        ({"base_url": "http://a/v1?key=secret"}, ["base_url for a holds", "api_key_env"]),
+        ({"base_url": "http://a/v1", "device": "cuda"}, ["device is 'cuda'", "leave it out"]),
+        ({"base_url": "http://a/v1", "on_too_long": "chunk_mean"}, ["chunk_mean", "tokenizer"]),
+        ({"api_key_env": "KEY"}, ["api_key_env is 'KEY' without a base_url"]),
+        ({"base_url": "http://a/v1", "api_key_env": 7}, ["api_key_env is 7"]),
     ],
     ids=repr,
 )

@@ -1,0 +1,317 @@
+"""RemoteEncoder: the encoder's interface over an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import cached_property, partial
+from importlib.metadata import version
+from itertools import chain
+from typing import Any, Literal, NamedTuple, Unpack
+
+import numpy as np
+
+from ..contract import EmbeddingContract, EncoderStats
+from ..core.config import (
+    EncoderConfig,
+    RemoteOptions,
+    check_choice,
+    check_instruction,
+    check_range,
+    split_urls,
+)
+from ..core.prompts import END_TOKEN, query_prompt
+from ..core.streaming import WINDOW, stream_windows
+from ..core.texts import InputRules, check_texts
+from ..errors import ConfigError, RemoteError
+from ..progress import watch
+from .answers import Answer, Vectors
+from .assembly import Assembly
+from .channel import Channel
+from .client import ServerClient
+from .limits import RequestLimits, ask
+
+MAX_BATCH_TEXTS = 32  # what TEI takes unless told otherwise
+MAX_REQUESTS = 8
+
+
+class _Call(NamedTuple):
+    """A call under way."""
+
+    future: Future[Vectors]
+    parts: list[range]  # the texts of each request
+    requests: list[Future[list[Answer]]]
+
+    @property
+    def num_done(self) -> int:
+        pairs = zip(self.parts, self.requests, strict=True)
+        return sum(len(part) for part, request in pairs if request.done())
+
+
+class RemoteEncoder:
+    """Qwen3-Embedding on a server (SGLang, vLLM, TEI, Infinity, Ollama, our own): unit vectors.
+
+    The same methods as `Qwen3Encoder`, from any thread or event loop, without torch. Queries get
+    their instruction here, because servers drop the fields that would carry it; vectors are cut
+    to `dimensions` and normalised here, because servers refuse to, or forget. `model` is the name
+    the server knows. The other options are `EncoderConfig`'s of texts and vectors; `max_length` is
+    what the server reads of a text. `end_token="client"` is for a server that forgets to end texts
+    with <|endoftext|>; any other would then read it twice.
+
+    A call is sent in requests of at most `max_batch_texts`, or what the server is found to take,
+    `max_requests` at a time; a call of one request never waits for a longer one's. See
+    `ServerClient` for `base_url`, `api_key`, `timeout_s` and `retry_s`.
+
+    A server's weights cannot be seen, so its contract has the revision "remote:MODEL". Where you
+    know them to be those of a local encoder, give `revision=local.contract.revision`: each then
+    opens the other's indexes. Raises ConfigError, MissingDependencyError; asks nothing yet.
+    """
+
+    def __init__(
+        self,
+        base_url: str | Sequence[str],
+        *,
+        model: str,
+        api_key: str | None = None,
+        timeout_s: float = 120.0,
+        retry_s: float = 60.0,
+        max_batch_texts: int = MAX_BATCH_TEXTS,
+        max_requests: int = MAX_REQUESTS,
+        end_token: Literal["server", "client"] = "server",
+        **options: Unpack[RemoteOptions],
+    ) -> None:
+        check_range("max_batch_texts", max_batch_texts, 1, 100_000)
+        check_range("max_requests", max_requests, 1, 1000)
+        check_choice("end_token", end_token, ("server", "client"))
+        urls = ",".join(split_urls(base_url))
+        config = EncoderConfig.from_options(model, base_url=urls, **options)
+        self.config = config
+        self.max_length = config.max_length
+        self._has_own_key = api_key is not None
+        self._settings = {
+            "timeout_s": timeout_s,
+            "retry_s": retry_s,
+            "max_batch_texts": max_batch_texts,
+            "max_requests": max_requests,
+            "end_token": end_token,
+        }
+        self._open = partial(
+            ServerClient,
+            urls,
+            model=model,
+            api_key=api_key,
+            api_key_env=config.api_key_env,
+            timeout_s=timeout_s,
+            retry_s=retry_s,
+            max_connections=2 * max_requests,
+        )
+        self._max_requests = max_requests
+        self._suffix = END_TOKEN if end_token == "client" else ""
+        self._limits = RequestLimits(max_batch_texts, self.max_length)
+        self._rules = InputRules(self.max_length, config.on_too_long, config.on_empty)
+        self._assembly = Assembly(config)
+        self._channel = Channel(self._open(), max_requests)
+
+    @classmethod
+    def of(cls, config: EncoderConfig, **settings: Any) -> RemoteEncoder:
+        """Return the encoder of a config with a `base_url`; `settings` are the constructor's."""
+        options = {k: v for k, v in config.portable().items() if k not in {"model", "base_url"}}
+        return cls(config.base_url or "", model=config.model, **settings, **options)
+
+    def encode_queries(
+        self,
+        queries: Sequence[str],
+        *,
+        instruction: str | None = None,
+        show_progress: bool | None = None,
+    ) -> Vectors:
+        """Return one unit vector per query, (N, dimensions) float32, in the order given.
+
+        Raises InputError for a text that cannot be encoded, RemoteError when the server fails or
+        answers what cannot be, NonFiniteOutputError for NaN.
+        """
+        call = self._submit(queries, "queries", self._prompt(instruction))
+        return self._result(call, show_progress)
+
+    def encode_documents(
+        self, documents: Sequence[str], *, show_progress: bool | None = None
+    ) -> Vectors:
+        """Return one unit vector per document, (N, dimensions) float32, in the order given."""
+        return self._result(self._submit(documents, "documents"), show_progress)
+
+    async def aencode_queries(
+        self, queries: Sequence[str], *, instruction: str | None = None
+    ) -> Vectors:
+        """Return what `encode_queries` returns, without blocking the event loop."""
+        prompt = self._prompt(instruction)
+        return await self._aresult(queries, "queries", prompt)
+
+    async def aencode_documents(self, documents: Sequence[str]) -> Vectors:
+        """Return what `encode_documents` returns, without blocking the event loop."""
+        return await self._aresult(documents, "documents")
+
+    def stream_documents(
+        self, documents: Iterable[str], *, window: int = WINDOW
+    ) -> Iterator[Vectors]:
+        """Yield the vectors of any iterable, window by window, each (up to `window`, dimensions).
+
+        While you use one window, the next is encoded; no more than two are held. A text that
+        cannot be encoded raises InputError with its index in the whole stream.
+        """
+        return stream_windows(
+            documents,
+            window,
+            submit=lambda texts, first: self._submit(texts, "documents", first_index=first),
+            result=self._result,
+            cancel=lambda call: call.future.cancel(),
+        )
+
+    def count_tokens(self, document: str) -> int:
+        """Return how many tokens the server read for a document, asking it."""
+        num_tokens = self._ask_one(document).num_tokens
+        if num_tokens is None:
+            raise RemoteError(
+                f"{self.config.base_url} does not say how many tokens it read "
+                "(usage.prompt_tokens)",
+                url=str(self.config.base_url),
+                status=200,
+            )
+        return num_tokens
+
+    def stats(self) -> EncoderStats:
+        """Return the counts of texts, tokens, truncated texts, requests and retries so far."""
+        client = self._channel.client
+        return EncoderStats(*self._assembly.counts, client.num_requests, client.num_retries)
+
+    @property
+    def model_dimensions(self) -> int:
+        """The width of the server's vectors; the first access may ask it."""
+        if self._assembly.width is None:
+            return self._assembly.note_width(self._ask_one("width"))
+        return self._assembly.width
+
+    @property
+    def dimensions(self) -> int:
+        """The width of the vectors; without the option of that name it is the server's."""
+        return self.config.dimensions or self.model_dimensions
+
+    @property
+    def contract(self) -> EmbeddingContract:
+        """The facts that make this encoder's vectors what they are, as far as they can be known.
+
+        Without the option `dimensions` the first access may ask the server for its width.
+        """
+        return self._contract
+
+    @cached_property
+    def _contract(self) -> EmbeddingContract:
+        config = self.config
+        return EmbeddingContract(
+            model=config.model,
+            revision=config.revision or f"remote:{config.model}",
+            dimensions=self.dimensions,
+            instruction=config.instruction,
+            max_length=self.max_length,
+            on_too_long=config.on_too_long,
+            dtype="unknown" if config.dtype == "auto" else config.dtype,
+            quantization=config.quantization,
+            package_version=version("qwen3-embedding-integrations"),
+        )
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether calls are refused."""
+        return self._channel.is_closed
+
+    def close(self) -> None:
+        """Close the connections; what is under way fails with EngineClosedError."""
+        self._channel.close()
+
+    def __enter__(self) -> RemoteEncoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._has_own_key:
+            raise ConfigError(
+                "a RemoteEncoder with an api_key is not pickled: the key would be written with it; "
+                "give api_key_env, the environment variable that holds it"
+            )
+        return partial(RemoteEncoder.of, **self._settings), (self.config,)
+
+    def __copy__(self) -> RemoteEncoder:
+        return self
+
+    def __deepcopy__(self, memo: object) -> RemoteEncoder:
+        return self  # hosts copy their settings; the connections stay
+
+    def __repr__(self) -> str:
+        return f"RemoteEncoder({self.config.base_url!r}, model={self.config.model!r})"
+
+    def _prompt(self, instruction: str | None) -> str:
+        if instruction is not None:
+            check_instruction(instruction)
+        return query_prompt(self.config.instruction if instruction is None else instruction)
+
+    def _connected(self) -> Channel:
+        if self._channel.is_of_parent and not self._channel.is_closed:
+            self._channel = Channel(self._open(), self._max_requests)
+        return self._channel
+
+    def _submit(
+        self, texts: Sequence[str], word: str, prompt: str = "", first_index: int = 0
+    ) -> _Call:
+        check_texts(texts, word, self._rules, first_index)
+        channel, limits = self._connected(), self._limits
+        strings = [prompt + text + self._suffix for text in texts]
+        parts = limits.plan(strings)
+        requests = [
+            partial(
+                ask,
+                channel.client,
+                limits,
+                strings[part.start : part.stop],
+                word,
+                first_index + part.start,
+            )
+            for part in parts
+        ]
+        if not requests:
+            empty = Future[Vectors]()
+            empty.set_result(np.empty((0, self.dimensions), np.float32))
+            return _Call(empty, [], [])
+        future, futures = channel.submit(
+            requests,
+            lambda answers: self._assembly.vectors([*chain(*answers)], word, first_index),
+        )
+        return _Call(future, parts, futures)
+
+    def _result(self, call: _Call, show_progress: bool | None = False) -> Vectors:
+        try:
+            num_texts = call.parts[-1].stop if call.parts else 0
+            watch(call.future, lambda: call.num_done, num_texts, show_progress)
+            return call.future.result()
+        except BaseException:  # Ctrl-C too: what was not sent yet is not wanted any more
+            call.future.cancel()
+            raise
+
+    async def _aresult(self, texts: Sequence[str], word: str, prompt: str = "") -> Vectors:
+        submitting = asyncio.ensure_future(asyncio.to_thread(self._submit, texts, word, prompt))
+        try:
+            call = await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            submitting.add_done_callback(_cancel_submitted)
+            raise
+        return await asyncio.wrap_future(call.future)
+
+    def _ask_one(self, document: str) -> Answer:
+        return self._connected().client.embed([document + self._suffix])
+
+
+def _cancel_submitted(submitting: asyncio.Future[_Call]) -> None:
+    """Take back a call whose caller left while it was being checked."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().future.cancel()

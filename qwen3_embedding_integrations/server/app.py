@@ -35,7 +35,9 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large.",
         415: "The body is not JSON.",
         429: "Too much waits; ask again after Retry-After.",
+        409: "The model's contract is another.",
         500: "The server failed.",
+        502: "The server that computes this model failed.",
         503: "The model cannot be loaded, or is going.",
     }.items()
 }

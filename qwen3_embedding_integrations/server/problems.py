@@ -16,6 +16,7 @@ from ..errors import (
     EngineClosedError,
     InputError,
     QueueFullError,
+    RemoteError,
     TextTooLongError,
 )
 
@@ -73,6 +74,10 @@ def refusal_of(error: Exception, retry_after_s: int = 1) -> Refusal:
         return error
     if isinstance(error, EngineClosedError):
         return unavailable("the model was unloaded meanwhile; try again")
+    if isinstance(error, RemoteError):
+        logger.error("a remote model failed", exc_info=error)
+        message = "the server that computes this model failed; the log here says how"
+        return Refusal(502, message, kind=SERVER, code="bad_gateway")
     for kind, (status, facts) in ANSWERS.items():
         if isinstance(error, kind):
             refusal = Refusal(status, str(error), **facts)

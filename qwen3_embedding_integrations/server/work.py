@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..core.prompts import WEB_SEARCH, query_prompt
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError, QueueFullError, TextTooLongError
 from ..reranker import Qwen3Reranker
@@ -175,17 +176,21 @@ async def _encode(
             max_tokens=max_tokens,
         )
         return Counted(*encoded)
-    if on_too_long == "truncate":
+    config = getattr(model, "config", None)
+    if on_too_long == "truncate" and getattr(config, "on_too_long", None) != "truncate":
         raise ConfigError("truncate: this model cuts as its encoder was made to; leave it out")
-    count: Callable[[str], int] | None = getattr(model, "count_tokens", None)
     if word == "token_ids":
         encode: Callable[[Any], Awaitable[Any]] | None = getattr(model, "aencode_token_ids", None)
         if encode is None:
             raise ConfigError("this model takes texts only, no token ids")
         return Counted(await encode(texts), sum(map(len, texts)), 0)
+    prompt = ""
+    if word == "queries":
+        prompt = query_prompt(asked.instruction or getattr(config, "instruction", WEB_SEARCH))
+    count: Callable[[str], int] | None = getattr(model, "count_tokens", None)
     lengths = [0] * len(texts)
     if count is not None:
-        lengths = await asyncio.to_thread(lambda: [count(text) for text in texts])
+        lengths = await asyncio.to_thread(lambda: [count(prompt + text) for text in texts])
     most = getattr(model, "max_length", None)
     longest = max(range(len(texts)), key=lengths.__getitem__)
     if on_too_long == "error" and most is not None and lengths[longest] > most:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import qwen3_embedding_integrations as package
 from qwen3_embedding_integrations import ConfigError, EncoderConfig, Qwen3Encoder
+from qwen3_embedding_integrations.cache import CachedEncoder
+from qwen3_embedding_integrations.core.prompts import query_prompt
+from qwen3_embedding_integrations.remote import RemoteEncoder
 from qwen3_embedding_integrations.server import ServedModel, ServerConfig, create_app
 from qwen3_embedding_integrations.server.command import served_models
 from tests.adapters.spy import spied_encoder
@@ -72,41 +76,46 @@ def test_a_model_that_went(tmp_path: Path) -> None:
         assert asking(running, "gone")[0] == 200, "what is there again is loaded again"
 
 
-def test_any_encoder_is_served(tiny: Qwen3Encoder) -> None:
-    """What has an encoder's interface is served: roles, usage and cache counts come through."""
-    with serving([ServedModel("other", "embedding", lambda: Wrapped(tiny))]) as running:
-        for word, expected in (
-            ("query", tiny.encode_queries(["a b"])),
-            ("document", tiny.encode_documents(["a b"])),
+def test_a_cached_encoder_is_served(tiny: Qwen3Encoder) -> None:
+    """What is asked again comes from the cache, by role; usage and hits are counted."""
+    config = EncoderConfig(model="tiny", dtype="float32")
+    cached = ServedModel("cached", "embedding", lambda: CachedEncoder(Qwen3Encoder(config)))
+    with serving([cached]) as running:
+        for word, expected, read in (
+            ("query", tiny.encode_queries(["a b"]), query_prompt(config.instruction) + "a b"),
+            ("document", tiny.encode_documents(["a b"]), "a b"),
         ):
-            body = {"model": "other", "input": "a b", "input_type": word, "truncate": "NONE"}
-            answer = running.post("/v1/embeddings", body)
-            assert_close(np.array([answer.body["data"][0]["embedding"]], np.float32), expected)
-            assert answer.body["usage"]["prompt_tokens"] == tiny.count_tokens("a b")
-        assert running.metric("qwen3_cache_hits_total", model="other") == 7
+            body = {"model": "cached", "input": "a b", "input_type": word, "truncate": "END"}
+            for _ in range(3):
+                answer = running.post("/v1/embeddings", body)
+                vectors = np.array([answer.body["data"][0]["embedding"]], np.float32)
+                assert_close(vectors, expected)
+                assert answer.body["usage"]["prompt_tokens"] == tiny.count_tokens(read)
+        assert running.metric("qwen3_cache_hits_total", model="cached") == 4
+        assert running.metric("qwen3_forwards_total", model="cached") == 2
         long = "word " * (tiny.max_length + 1)
-        body = {"model": "other", "input": ["a", long], "truncate": "NONE"}
-        assert running.post("/v1/embeddings", body).status == 400
-        body = {"model": "other", "input": [1, 2]}
-        assert "takes texts only" in running.post("/v1/embeddings", body).body["error"]["message"]
+        body = {"model": "cached", "input": ["a", long], "truncate": "NONE"}
+        answer = running.post("/v1/embeddings", body)
+        assert answer.status == 400
+        assert answer.body["error"]["code"] == "context_length_exceeded"
+        ids = tiny._loaded.tokenizer.encode(["a b"])[0].tolist()
+        answer = running.post("/v1/embeddings", {"model": "cached", "input": ids})
+        vectors = np.array([answer.body["data"][0]["embedding"]], np.float32)
+        assert_close(vectors, tiny.encode_documents(["a b"]))
 
 
-class Wrapped:
-    """An encoder over another, as a cache is."""
-
-    def __init__(self, encoder: Qwen3Encoder) -> None:
-        self._encoder = encoder
-        self.dimensions = encoder.dimensions
-        self.contract = encoder.contract
-        self.max_length = encoder.max_length
-        self.count_tokens = encoder.count_tokens
-        self.aencode_queries = encoder.aencode_queries
-        self.aencode_documents = encoder.aencode_documents
-
-    def stats(self):
-        from types import SimpleNamespace
-
-        return SimpleNamespace(texts=9, hits=7, joined=0)
+def test_a_remote_that_fails(tiny: Qwen3Encoder) -> None:
+    """A model whose server is gone is a 502 without that server's address."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+    far = ServedModel("far", "embedding", lambda: RemoteEncoder(url, model="tiny", retry_s=0.1))
+    near = ServedModel.embedding(EncoderConfig(model="tiny", dtype="float32"))
+    with serving([far, near]) as running:
+        status, body = asking(running, "far")
+        assert status == 502
+        assert url not in body["error"]["message"]
+        assert asking(running, "tiny")[0] == 200
 
 
 def test_metrics(server: Running) -> None:
@@ -137,8 +146,6 @@ def test_metrics(server: Running) -> None:
 @contextmanager
 def command(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Run `serve` on a free port, as a user would; yield the process and the port."""
-    import socket
-
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]

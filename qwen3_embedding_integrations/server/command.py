@@ -58,6 +58,10 @@ QuantizationOption = Annotated[str | None, typer.Option(help="int8 on a CPU, fp8
 TooLongOption = Annotated[
     str | None, typer.Option("--on-too-long", help="truncate (default) or error.")
 ]
+MaxBatchOption = Annotated[
+    int | None, typer.Option(help="Tokens of a forward: fewer, and queries wait less for bulk.")
+]
+MaxQueueOption = Annotated[int, typer.Option(help="Tokens that may wait; more get a 429.")]
 
 
 def serve(
@@ -74,12 +78,8 @@ def serve(
     instruction: InstructionOption = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a text at most.")] = None,
     on_too_long: TooLongOption = None,
-    max_batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of a forward: fewer, and queries wait less for bulk.")
-    ] = None,
-    max_queue_tokens: Annotated[
-        int, typer.Option(help="Tokens that may wait; more get a 429.")
-    ] = MAX_QUEUE_TOKENS,
+    max_batch_tokens: MaxBatchOption = None,
+    max_queue_tokens: MaxQueueOption = MAX_QUEUE_TOKENS,
     max_body_mb: Annotated[float, typer.Option(help="Size of a body.")] = 8.0,
     max_texts: Annotated[int, typer.Option(help="Texts of a request.")] = 2048,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a request.")] = 300_000,
@@ -108,8 +108,6 @@ def serve(
         max_requests=max_requests,
     )
     served = served_models(model, reranker, alias, options)
-    if host not in LOOPBACK and not config.api_keys:
-        logger.warning("%s is open to others and no API key is set: see --api-key-file", host)
     run(served, config, host=host, port=port, drain_s=drain)
 
 
@@ -184,6 +182,8 @@ def run(
 
     app: FastAPI = create_app(served, config, on_start_failure=stop)
     _log_json()
+    if host not in LOOPBACK and not config.api_keys:
+        logger.warning("%s is open to others and no API key is set: see --api-key-file", host)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

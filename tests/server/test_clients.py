@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from qwen3_embedding_integrations import Qwen3Encoder
+from qwen3_embedding_integrations.remote import RemoteEncoder
 from tests.server.serving import Running, assert_close
 
 TEXTS = [
@@ -137,6 +138,13 @@ def test_llama_index(server: Running, tiny: Qwen3Encoder) -> None:
     expected = tiny.encode_documents([text.replace("\n", " ") for text in TEXTS])
     assert_close(np.array(embedding.get_text_embedding_batch(TEXTS)), expected)
     assert_close(np.array([embedding.get_query_embedding(TEXTS[0])]), expected[:1])
+
+
+def test_our_own_remote_encoder(server: Running, tiny: Qwen3Encoder) -> None:
+    """RemoteEncoder, which writes the instruction itself, gets the local encoder's vectors."""
+    with RemoteEncoder(f"{server.url}/v1", model="tiny") as remote:
+        assert_close(remote.encode_documents(TEXTS), tiny.encode_documents(TEXTS))
+        assert_close(remote.encode_queries(TEXTS), tiny.encode_queries(TEXTS))
 
 
 def test_chroma(server: Running, tiny: Qwen3Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

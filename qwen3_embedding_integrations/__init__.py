@@ -11,8 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cache import CachedEncoder, CacheStats, DiskStore, MemoryStore, RedisStore
     from .contract import EmbeddingContract, Encoder, EncoderStats
     from .core.config import EncoderConfig, RerankerConfig
+    from .doctor.diagnosis import diagnose
+    from .doctor.faults import Check, Diagnosis, Fault
     from .encoder import Qwen3Encoder
     from .errors import (
         ConfigError,
@@ -43,9 +46,14 @@ if TYPE_CHECKING:
     from .sharing import shared_encoder, shared_reranker
 
 __all__ = [
+    "CacheStats",
+    "CachedEncoder",
+    "Check",
     "ConfigError",
     "ContractMismatchError",
     "DeviceOutOfMemoryError",
+    "Diagnosis",
+    "DiskStore",
     "EmbeddingContract",
     "Encoder",
     "EncoderConfig",
@@ -53,12 +61,14 @@ __all__ = [
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "Fault",
     "Hit",
     "HybridStore",
     "IndexReport",
     "IndexingError",
     "InputError",
     "KeywordIndex",
+    "MemoryStore",
     "MissingDependencyError",
     "ModelError",
     "ModelLoadError",
@@ -70,6 +80,7 @@ __all__ = [
     "Qwen3Reranker",
     "Qwen3Retriever",
     "RankedDocument",
+    "RedisStore",
     "RemoteEncoder",
     "RemoteError",
     "Reranker",
@@ -78,6 +89,7 @@ __all__ = [
     "SearchStore",
     "StoreError",
     "TextTooLongError",
+    "diagnose",
     "index_documents",
     "quantize_model",
     "shared_encoder",
@@ -85,25 +97,34 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CacheStats": "cache",
+    "CachedEncoder": "cache",
+    "Check": "doctor.faults",
+    "Diagnosis": "doctor.faults",
+    "DiskStore": "cache",
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
     "EncoderReranker": "search",
     "EncoderStats": "contract",
+    "Fault": "doctor.faults",
     "Hit": "rows",
     "HybridStore": "hybrid",
     "IndexReport": "indexing",
     "KeywordIndex": "keywords",
+    "MemoryStore": "cache",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
     "Qwen3Reranker": "reranker",
     "Qwen3Retriever": "search",
     "RankedDocument": "reranker",
+    "RedisStore": "cache",
     "RemoteEncoder": "remote",
     "Reranker": "search",
     "RerankerConfig": "core.config",
     "RerankerStats": "reranker",
     "SearchStore": "search",
+    "diagnose": "doctor.diagnosis",
     "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",

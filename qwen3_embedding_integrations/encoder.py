@@ -23,10 +23,11 @@ from .core.config import (
 from .core.prompts import query_prompt
 from .core.streaming import WINDOW, stream_windows
 from .errors import ConfigError, InputError
+from .handle import Handle
 from .waiting import aresults_of, results_of, submit_in_thread
 
 if TYPE_CHECKING:
-    from .core.calls import Call, EngineCounts
+    from .core.calls import Call
     from .core.inputs import InputRules, Inputs
     from .core.loading import LoadedModel
     from .core.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class Encoded(NamedTuple):
     num_truncated: int  # texts
 
 
-class Qwen3Encoder:
+class Qwen3Encoder(Handle):
     """Qwen3-Embedding: texts to unit vectors, the same ones whoever calls and in whatever batch.
 
     Loads the model; when the constructor returns, it is ready. Every method may be called from any
@@ -190,10 +191,6 @@ class Qwen3Encoder:
             counts = self._num_texts, self._num_tokens, self._num_truncated
         return EncoderStats(*counts, engine.num_forwards, engine.num_retries)
 
-    def engine_counts(self) -> EngineCounts:
-        """Return what waits for the device now, and what its forwards have been so far."""
-        return self._loaded.engine.counts()
-
     @property
     def contract(self) -> EmbeddingContract:
         """The facts that make this encoder's vectors what they are.
@@ -218,35 +215,10 @@ class Qwen3Encoder:
             package_version=version("qwen3-embedding-integrations"),
         )
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether calls are refused: closed, or copied into another process by a fork."""
-        return self._loaded.engine.is_closed
-
-    def close(self) -> None:
-        """Answer what runs, fail what waits with EngineClosedError, free the weights.
-
-        Closing an encoder from `shared_encoder` closes it for everyone who shares its weights;
-        the next `shared_encoder` loads them again.
-        """
-        self._loaded.engine.close()
-
-    def __enter__(self) -> Qwen3Encoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __reduce__(self) -> tuple[Any, ...]:
         from .sharing import shared_encoder
 
         return shared_encoder, (self.config,)  # weights do not travel: the other side loads them
-
-    def __copy__(self) -> Qwen3Encoder:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Qwen3Encoder:
-        return self  # hosts copy their settings; the weights stay one
 
     def __repr__(self) -> str:
         loaded = self._loaded.config

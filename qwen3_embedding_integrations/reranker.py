@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from .core.config import RerankerConfig, check_instruction, check_range, fit_length
 from .errors import InputError
+from .handle import Handle
 from .waiting import aresults_of, results_of, submit_in_thread
 
 if TYPE_CHECKING:
-    from .core.calls import Call, EngineCounts
+    from .core.calls import Call
     from .core.inputs import InputRules
     from .core.loading import LoadedModel
     from .core.pairs import PairInputs, PairTokenizer
@@ -50,7 +51,7 @@ class Scored(NamedTuple):
     num_truncated: int  # documents
 
 
-class Qwen3Reranker:
+class Qwen3Reranker(Handle):
     """Qwen3-Reranker: how well each document answers a query, from 0 to 1.
 
     A score is the probability of "yes" beside "no", as in the model card's Transformers usage, for
@@ -202,39 +203,10 @@ class Qwen3Reranker:
             loaded.engine.num_retries,
         )
 
-    def engine_counts(self) -> EngineCounts:
-        """Return what waits for the device now, and what its forwards have been so far."""
-        return self._loaded.engine.counts()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether calls are refused: closed, or copied into another process by a fork."""
-        return self._loaded.engine.is_closed
-
-    def close(self) -> None:
-        """Answer what runs, fail what waits with EngineClosedError, free the weights.
-
-        Closing a reranker from `shared_reranker` closes it for everyone who shares its weights;
-        the next `shared_reranker` loads them again.
-        """
-        self._loaded.engine.close()
-
-    def __enter__(self) -> Qwen3Reranker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __reduce__(self) -> tuple[Any, ...]:
         from .sharing import shared_reranker
 
         return shared_reranker, (self.config,)  # weights do not travel: the other side loads them
-
-    def __copy__(self) -> Qwen3Reranker:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Qwen3Reranker:
-        return self  # hosts copy their settings; the weights stay one
 
     def __repr__(self) -> str:
         return f"Qwen3Reranker({self.config.model!r}, {self._loaded.config.device!r})"

@@ -65,7 +65,7 @@ def _open_chroma(
     config = merge(chroma.stored_config(stored) if stored else None, options)
     function = chroma.Qwen3EmbeddingFunction(**config.to_dict())
     opened = chroma.open_collection(client, collection, function)
-    return OpenStore(chroma.ChromaStore(client, opened), function.encoder)
+    return OpenStore(chroma.ChromaStore(client, opened), shared_encoder(config))
 
 
 def _open_qdrant(

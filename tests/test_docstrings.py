@@ -18,7 +18,9 @@ sys.exit(result.failed)
 
 
 MODULES = [
+    "doctor.diagnosis",
     "encoder",
+    "cache.encoder",
     "chroma.function",
     "chroma.store",
     "keywords",

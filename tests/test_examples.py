@@ -13,6 +13,7 @@ from tests.remote.servers import MODEL, VLLM, serving
 
 ROOT = Path(__file__).parent.parent
 EXPECTED = {
+    "cached_encoder.py": ["6 texts, 2 hits, 4 encoded", "memory ", "disk "],
     "chroma_collection.py": ["[['tenant']]", "dimensions: stored 256, yours 64"],
     "encoder.py": ["The capital of France is Paris.", "3 documents"],
     "hybrid_search.py": [

@@ -17,6 +17,11 @@ from qwen3_embedding_integrations.core.config import EncoderOptions, RerankerOpt
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTED = {
+    "CacheStats",
+    "CachedEncoder",
+    "DiskStore",
+    "MemoryStore",
+    "RedisStore",
     "EncoderConfig",
     "EncoderStats",
     "Qwen3Encoder",
@@ -56,8 +61,12 @@ DOCUMENTED = {
     "StoreError",
     "TextTooLongError",
     "index_documents",
+    "Check",
+    "Diagnosis",
+    "Fault",
+    "diagnose",
 }
-HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client"]
+HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client", "redis"]
 HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors", "rich"]
 
 
@@ -121,6 +130,14 @@ def test_the_encoder_needs_no_host_and_no_transformers():
     found = imported_by(code)
     assert "torch" in found
     assert not found & {*HOSTS, "transformers", "sentence_transformers"}
+
+
+def test_a_cache_needs_no_torch_and_no_redis():
+    """Stores and the cache around another encoder load numpy alone; redis with its own store."""
+    found = imported_by(
+        f"from {package.__name__} import CachedEncoder, DiskStore, MemoryStore, RedisStore"
+    )
+    assert not found & {*HOSTS, *HEAVY} - {"numpy"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
+from ..cache import CachedEncoder
 from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
 from ..encoder import Qwen3Encoder
 from ..remote import RemoteEncoder
@@ -36,6 +37,18 @@ class Qwen3EmbeddingFunction(EmbeddingFunction[Documents]):
 
     def __init__(self, model: str = DEFAULT_MODEL, **options: Unpack[EncoderOptions]) -> None:
         self._config = EncoderConfig.from_options(model, **options)
+        self._given: Qwen3Encoder | RemoteEncoder | CachedEncoder | None = None
+
+    @classmethod
+    def over(cls, encoder: Qwen3Encoder | RemoteEncoder | CachedEncoder) -> Qwen3EmbeddingFunction:
+        """Return the function of a ready encoder, such as a CachedEncoder.
+
+        Chroma keeps its options alone: a collection opened without this object gets the same
+        vectors from the plain encoder.
+        """
+        function = cls(**encoder.config.to_dict())
+        function._given = encoder
+        return function
 
     def __call__(self, input: Documents) -> Embeddings:  # the name `input` is Chroma's contract
         """Return one unit vector per document, a list of (dimensions,) float32 arrays."""
@@ -46,9 +59,9 @@ class Qwen3EmbeddingFunction(EmbeddingFunction[Documents]):
         return list(self.encoder.encode_queries(input))
 
     @property
-    def encoder(self) -> Qwen3Encoder | RemoteEncoder:
-        """This process's encoder for these options, loaded on first use."""
-        return shared_encoder(self._config)
+    def encoder(self) -> Qwen3Encoder | RemoteEncoder | CachedEncoder:
+        """The encoder given, or this process's for these options, loaded on first use."""
+        return self._given or shared_encoder(self._config)
 
     @staticmethod
     def name() -> str:

@@ -10,6 +10,7 @@ import typer
 from rich.logging import RichHandler
 
 from ..bench.command import bench
+from ..doctor.command import doctor
 from ..errors import Qwen3EmbeddingError
 from ..quantize import quantize
 from ..server.command import serve
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, index, reindex, search, rerank, encode, serve, quantize, bench):
+for verb in (demo, index, reindex, search, rerank, encode, serve, quantize, bench, doctor):
     app.command()(verb)
 app.add_typer(contract_app, name="contract")
 

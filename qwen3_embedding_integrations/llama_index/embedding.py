@@ -9,6 +9,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
+from ..cache import CachedEncoder
 from ..contract import Encoder
 from ..core.config import (
     DEFAULT_MODEL,
@@ -70,10 +71,13 @@ class Qwen3Embedding(BaseEmbedding):
     base_url: str | None = Field(default=None, description="A server to ask instead.")
     api_key_env: str | None = Field(default=None, description="The variable with its key.")
 
-    _given: Qwen3Encoder | RemoteEncoder | None = PrivateAttr(default=None)
+    _given: Qwen3Encoder | RemoteEncoder | CachedEncoder | None = PrivateAttr(default=None)
 
     def __init__(
-        self, *, encoder: Qwen3Encoder | RemoteEncoder | None = None, **fields: Any
+        self,
+        *,
+        encoder: Qwen3Encoder | RemoteEncoder | CachedEncoder | None = None,
+        **fields: Any,
     ) -> None:
         if encoder is not None:
             options = encoder.config.to_dict()
@@ -86,6 +90,11 @@ class Qwen3Embedding(BaseEmbedding):
         super().__init__(**fields)
         self._given = encoder
         self.config()  # a value no encoder can have is refused now
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # The host makes the object anew from its fields alone; a cache goes on with its stores.
+        self._given = (state.get("__pydantic_private__") or {}).get("_given")
 
     @classmethod
     def class_name(cls) -> str:

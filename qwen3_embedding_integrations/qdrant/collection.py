@@ -13,9 +13,7 @@ from qdrant_client import QdrantClient, models
 
 from ..contract import EmbeddingContract, Encoder
 from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
-from ..encoder import Qwen3Encoder
 from ..errors import ConfigError, ContractMismatchError
-from ..remote import RemoteEncoder
 from ..sharing import shared_encoder
 from .client import connect, current_name, stored_contract
 from .points import payloads_of, point_ids
@@ -175,10 +173,9 @@ class Qwen3Collection:
             )
 
     def _create(self, contract: EmbeddingContract) -> None:
-        encoder = self.encoder
-        has_config = isinstance(encoder, Qwen3Encoder | RemoteEncoder)
-        config = encoder.config.portable() if has_config else None
-        create(self.client, self.name, contract, config, self._storage)
+        config = getattr(self.encoder, "config", None)
+        portable = config.portable() if isinstance(config, EncoderConfig) else None
+        create(self.client, self.name, contract, portable, self._storage)
 
     def _check_vectors(self, stored: Any, index: str) -> None:
         """Refuse a collection whose vectors cannot hold ours; no override can make them fit."""

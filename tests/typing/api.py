@@ -19,9 +19,14 @@ from llama_index.core.ingestion import IngestionPipeline
 from qdrant_client import QdrantClient, models
 
 from qwen3_embedding_integrations import (
+    CachedEncoder,
+    CacheStats,
+    Check,
     ConfigError,
     ContractMismatchError,
     DeviceOutOfMemoryError,
+    Diagnosis,
+    DiskStore,
     EmbeddingContract,
     Encoder,
     EncoderConfig,
@@ -29,9 +34,11 @@ from qwen3_embedding_integrations import (
     EncoderStats,
     EngineClosedError,
     EngineError,
+    Fault,
     Hit,
     InputError,
     KeywordIndex,
+    MemoryStore,
     MissingDependencyError,
     ModelError,
     ModelLoadError,
@@ -41,12 +48,14 @@ from qwen3_embedding_integrations import (
     Qwen3Reranker,
     Qwen3Retriever,
     RankedDocument,
+    RedisStore,
     RemoteEncoder,
     RemoteError,
     Reranker,
     RerankerConfig,
     SearchStore,
     TextTooLongError,
+    diagnose,
     shared_encoder,
     shared_reranker,
 )
@@ -145,11 +154,23 @@ def my_encoder_is_an_encoder(encoder: Qwen3Encoder) -> Encoder:
     return encoder
 
 
+def a_cache(encoder: Encoder) -> Encoder:
+    stores = MemoryStore(2**20), DiskStore("vectors.cache"), RedisStore(ttl_s=60)
+    with CachedEncoder(encoder, *stores, storage="float16") as cached:
+        assert_type(cached.encode_queries(["a query"], instruction="Find the law"), Vectors)
+        assert_type(cached.stats(), CacheStats)
+        assert_type(cached.stats().stores[0].stored_bytes, int | None)
+        Qwen3EmbeddingFunction.over(cached)
+        Qwen3Embedding(encoder=cached)
+        Qwen3Embeddings(encoder=cached)
+        return cached
+
+
 def chroma() -> Collection:
     function = Qwen3EmbeddingFunction("tiny", dimensions=128, instruction="Find the law")
     assert_type(function(["a document"]), ChromaEmbeddings)
     assert_type(function.embed_query(["a query"]), ChromaEmbeddings)
-    assert_type(function.encoder, Qwen3Encoder | RemoteEncoder)
+    assert_type(function.encoder, Qwen3Encoder | RemoteEncoder | CachedEncoder)
     client = chromadb.EphemeralClient()
     open_collection(client, "articles", function, metadata={"owner": "me"}, allow_mismatch=True)
     articles = open_collection(client, "articles", model="tiny", dimensions=128)
@@ -207,6 +228,16 @@ async def qdrant_awaited(articles: Qwen3Collection) -> None:
     assert_type(await articles.aquery("a query", limit=3), list[models.ScoredPoint])
 
 
+def diagnosed(encoder: Qwen3Encoder, remote: RemoteEncoder) -> tuple[Fault, ...]:
+    diagnosis = assert_type(diagnose(encoder, reference=None, max_tokens=600), Diagnosis)
+    diagnose(remote)
+    diagnose("http://localhost:8000/v1", model="tiny", reference="tiny", api_key_env="KEY")
+    assert_type(diagnosis.is_right, bool)
+    assert_type(diagnosis.checks, tuple[Check, ...])
+    assert_type(diagnosis.to_dict(), dict[str, Any])
+    return assert_type(diagnosis.faults, tuple[Fault, ...])
+
+
 def a_reranker() -> None:
     config = RerankerConfig(model="a/b", max_length=512, on_too_long="error")
     with Qwen3Reranker(config) as reranker:
@@ -247,6 +278,7 @@ def what_the_checker_refuses(encoder: Qwen3Encoder) -> None:
     EncoderConfig().dimensions = 64  # pyright: ignore[reportAttributeAccessIssue]
     encoder.encode_documents([1])  # pyright: ignore[reportArgumentType]
     encoder.encode_documents(None)  # pyright: ignore[reportArgumentType]
+    CachedEncoder(encoder, "redis://localhost")  # pyright: ignore[reportArgumentType]
     Qwen3EmbeddingFunction("tiny", dimension=64)  # pyright: ignore[reportCallIssue]
     Qwen3EmbeddingFunction(encoder=encoder)  # pyright: ignore[reportCallIssue]
     Qwen3Embeddings("tiny", on_empty="skip")  # pyright: ignore[reportArgumentType]

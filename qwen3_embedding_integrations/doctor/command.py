@@ -1,0 +1,119 @@
+"""The verb `doctor`: is this backend right? A table, or JSON; exit status 0, 1 or 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from .faults import REMEDIES, Diagnosis
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+COLORS = {"right": "green", "wrong": "red", "note": "yellow", "skipped": "dim"}
+ENCODER_OPTIONS = ("dimensions", "dtype", "device", "quantization", "revision")
+
+
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Hub id, folder or 'tiny'; with --base-url, the server's name for it."),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible server, mostly ending in /v1.")
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(help="Weights to compare with: folder, hub id, 'tiny', auto or none.")
+    ] = "auto",
+    api_key_env: Annotated[
+        str | None, typer.Option(help="The environment variable with the server's key.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Length of the long texts; default 2300.")
+    ] = None,
+    dimensions: Annotated[int | None, typer.Option(help="Width of the vectors.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="int8, on a CPU.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a hub model.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
+) -> None:
+    """Check that a backend makes Qwen3-Embedding's vectors, and name what is wrong with it.
+
+    Exits with 0 if it is right, 1 if it is wrong, 2 if it could not be asked.
+    """
+    from rich.console import Console
+
+    from .diagnosis import MAX_TOKENS, diagnose
+
+    given = {name: value for name, value in locals().items() if name in ENCODER_OPTIONS}
+    options = {name: value for name, value in given.items() if value is not None}
+    shared: dict[str, Any] = {
+        "reference": None if reference == "none" else reference,
+        "max_tokens": MAX_TOKENS if max_tokens is None else max_tokens,
+    }
+    with Console(stderr=True).status("asking"):
+        if base_url is None:
+            if api_key_env is not None:
+                raise ConfigError("--api-key-env goes with --base-url; a local model has no key")
+            diagnosis = _diagnose_local(model, options, shared)
+        elif options:
+            raise ConfigError(f"--base-url asks a server; leave out {', '.join(options)}")
+        else:
+            diagnosis = diagnose(base_url, model=model, api_key_env=api_key_env, **shared)
+    if as_json:
+        sys.stdout.write(json.dumps(diagnosis.to_dict(), ensure_ascii=False, indent=2) + "\n")
+    else:
+        print_diagnosis(diagnosis, Console())
+    if not diagnosis.is_right:
+        raise typer.Exit(1)
+
+
+def _diagnose_local(
+    model: str | None, options: dict[str, Any], shared: dict[str, Any]
+) -> Diagnosis:
+    """Return the diagnosis of this machine's own encoder, with what it chose and why."""
+    from ..core.config import DEFAULT_MODEL, EncoderConfig
+    from ..sharing import shared_encoder
+    from .diagnosis import diagnose
+    from .machine import heard_choices
+
+    with heard_choices() as choices:
+        encoder = shared_encoder(EncoderConfig.from_options(model or DEFAULT_MODEL, **options))
+    diagnosis = diagnose(encoder, **shared)
+    return replace(diagnosis, machine={**diagnosis.machine, "choices": choices})
+
+
+def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
+    """Print what was found, the remedies, and the machine's report."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    title = Text(f"{diagnosis.subject}\ncompared with: {COMPARED[diagnosis.known]}")
+    table = Table("check", "", "", title=title, title_justify="left", box=SIMPLE_HEAD)
+    for check in diagnosis.checks:
+        fault = str(check.fault or "") + ("" if check.is_certain else ", likely")
+        said = Text(f"{fault}: {check.detail}" if check.fault else check.detail)
+        table.add_row(check.name, Text(check.verdict, style=COLORS[check.verdict]), said)
+    console.print(table)
+    if diagnosis.is_right:
+        is_known = diagnosis.known != "nothing"
+        verdict = "right" if is_known else "nothing wrong was found; the weights are unknown"
+        console.print(Text(verdict, style="green" if is_known else "yellow"))
+    for fault in diagnosis.faults:
+        console.print(Text(f"{fault}: {REMEDIES[fault]}", style="red"))
+    report = json.dumps(diagnosis.machine, ensure_ascii=False, indent=1)
+    console.print(Text(f"\nFor a bug report:\n{report}"), soft_wrap=True)
+
+
+COMPARED = {
+    "weights": "the weights at hand; every fault has a name",
+    "values": "the model's published values; without the weights some faults look alike",
+    "nothing": "nothing but its own answers: an unknown model may be another one",
+}

@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,8 @@ class ServerClient:
             timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
             limits=httpx.Limits(max_connections=max_connections),
         )
+        # A client nobody holds any more closes its connections; so does one held until the end.
+        weakref.finalize(self, self._http.close)
 
     def embed(self, inputs: Inputs, *, fields: Mapping[str, Any] | None = None) -> Answer:
         """Return one vector per input, (N, W) float32, as the server sent them.

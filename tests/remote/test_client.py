@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import time
 from typing import Any
@@ -205,6 +206,13 @@ def test_a_server_that_never_answers_is_given_up() -> None:
         with hurried, pytest.raises(RemoteError, match="ReadTimeout"):
             hurried.embed(["a"])
         server.gate.set()
+
+
+def test_a_client_that_is_dropped_closes_its_connections() -> None:
+    """Nobody need call close(): an unclosed socket would be a warning, and so an error here."""
+    with serving() as server:
+        client(server).embed(["a"])
+        gc.collect()
 
 
 def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:

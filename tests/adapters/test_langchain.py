@@ -26,6 +26,7 @@ from qwen3_embedding_integrations import (
     Qwen3Encoder,
     shared_encoder,
 )
+from qwen3_embedding_integrations.core.prompts import query_prompt
 from qwen3_embedding_integrations.langchain import Qwen3Embeddings
 from tests.adapters.spy import spied_encoder
 
@@ -112,7 +113,8 @@ async def test_the_event_loop_runs_while_the_device_works() -> None:
         spied.spy.gate.clear()
         documents = asyncio.create_task(embeddings.aembed_documents(DOCUMENTS))
         query = asyncio.create_task(embeddings.aembed_query(QUERY))
-        assert await asyncio.to_thread(spied.spy.wait_for, *map(spied.ids, DOCUMENTS))
+        texts = [*DOCUMENTS, query_prompt(spied.encoder.config.instruction) + QUERY]
+        assert await asyncio.to_thread(spied.spy.wait_for, *map(spied.ids, texts))
         assert not documents.done()
         assert not query.done()
         spied.spy.gate.set()

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from .quantize import QuantizedModel, quantize_model
     from .remote import RemoteEncoder
     from .reranker import Qwen3Reranker, RankedDocument, RerankerStats
-    from .rows import Hit
-    from .search import EncoderReranker, Qwen3Retriever, Reranker, SearchStore
+    from .rows import Hit, SearchStore
+    from .search import EncoderReranker, Qwen3Retriever, Reranker
     from .sharing import shared_encoder, shared_reranker
 
 __all__ = [
@@ -123,7 +123,7 @@ _HOMES = {
     "Reranker": "search",
     "RerankerConfig": "core.config",
     "RerankerStats": "reranker",
-    "SearchStore": "search",
+    "SearchStore": "rows",
     "diagnose": "doctor.diagnosis",
     "index_documents": "indexing",
     "quantize_model": "quantize",

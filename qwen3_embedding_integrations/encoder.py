@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -18,7 +16,6 @@ from .core.config import (
     EncoderConfig,
     check_instruction,
     fit_dimensions,
-    fit_length,
 )
 from .core.prompts import query_prompt
 from .core.streaming import WINDOW, stream_windows
@@ -43,7 +40,7 @@ class Encoded(NamedTuple):
     num_truncated: int  # texts
 
 
-class Qwen3Encoder(Handle):
+class Qwen3Encoder(Handle[EncoderConfig]):
     """Qwen3-Embedding: texts to unit vectors, the same ones whoever calls and in whatever batch.
 
     Loads the model; when the constructor returns, it is ready. Every method may be called from any
@@ -66,36 +63,16 @@ class Qwen3Encoder(Handle):
                 f"base_url is {config.base_url!r}, and Qwen3Encoder computes here; use "
                 "RemoteEncoder, or shared_encoder(config)"
             )
-        loaded = load_model(config.engine)
-        try:
-            self._init(config, loaded)
-        except BaseException:
-            loaded.engine.close()
-            raise
-        # An encoder nobody holds any more ends its thread and frees its weights.
-        weakref.finalize(self, loaded.engine.stop).atexit = False
-
-    @classmethod
-    def over(cls, loaded: LoadedModel[Tokenizer], config: EncoderConfig) -> Qwen3Encoder:
-        """Return an encoder that shares a loaded model with others; see `shared_encoder`."""
-        encoder = cls.__new__(cls)
-        encoder._init(config, loaded)
-        return encoder
+        self._own(config, load_model(config.engine))
 
     def _init(self, config: EncoderConfig, loaded: LoadedModel[Tokenizer]) -> None:
         from .core.inputs import InputRules
 
-        max_length = fit_length(config, loaded.architecture.max_positions)
+        super()._init(config, loaded)
         width = loaded.architecture.hidden_size
-        for room in loaded.rooms:  # now, not after hours, at the first text so long
-            room.check_length(max_length)
-        self.config = config
         self.dimensions = fit_dimensions(config, width)
         self.model_dimensions = width
-        self.max_length = max_length
-        self._loaded = loaded
         self._rules = InputRules(self.max_length, config.on_too_long, config.on_empty)
-        self._counts_lock = threading.Lock()
         self._num_texts = self._num_tokens = self._num_truncated = 0
 
     def encode_queries(

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from .core.config import EncoderConfig, RerankerConfig, fit_length
 
 if TYPE_CHECKING:
     from .core.calls import EngineCounts
     from .core.loading import LoadedModel
 
+C = TypeVar("C", EncoderConfig, RerankerConfig)
 
-class Handle:
+
+class Handle(Generic[C]):
     """A loaded model's holder; a context manager that closes it."""
 
-    _loaded: LoadedModel[Any]
+    config: C
+    max_length: int
+
+    @classmethod
+    def over(cls, loaded: LoadedModel[Any], config: C) -> Self:
+        """Return one that shares a loaded model; see `shared_encoder` and `shared_reranker`."""
+        one = cls.__new__(cls)
+        one._init(config, loaded)
+        return one
+
+    def _own(self, config: C, loaded: LoadedModel[Any]) -> None:
+        """Hold a model that was loaded for this object alone."""
+        try:
+            self._init(config, loaded)
+        except BaseException:
+            loaded.engine.close()
+            raise
+        # What nobody holds any more ends its thread and frees its weights.
+        weakref.finalize(self, loaded.engine.stop).atexit = False
+
+    def _init(self, config: C, loaded: LoadedModel[Any]) -> None:
+        """Hold a model; refuse a `max_length` that it cannot read or has no room for."""
+        max_length = fit_length(config, loaded.architecture.max_positions)
+        for room in loaded.rooms:  # now, not after hours, at the first text so long
+            room.check_length(max_length)
+        self.config = config
+        self.max_length = max_length
+        self._loaded = loaded
+        self._counts_lock = threading.Lock()
 
     def engine_counts(self) -> EngineCounts:
         """Return what waits for the device now, and what its forwards have been so far."""

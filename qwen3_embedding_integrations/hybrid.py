@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, Protocol
 
 from .contract import EmbeddingContract
 from .keywords import KeywordIndex
-from .rows import Hit, Row, RowId, Sink, Vectors
+from .rows import Hit, Row, RowId, Store, Vectors, Where
 
 PAGE = 1000
-
-
-class Store(Sink, Protocol):
-    """A sink that can be searched: ChromaStore, or the `store` of a Qwen3Collection."""
-
-    def nearest(
-        self, vector: Vectors, *, limit: int, where: Mapping[str, Any] | None = None
-    ) -> list[Hit]:
-        """Return the rows nearest to a vector."""
-        ...
-
-    def fetch(self, ids: Sequence[str], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
-        """Return these rows."""
-        ...
-
-    def close(self) -> None:
-        """Give back what is held."""
-        ...
 
 
 class HybridStore:
@@ -98,13 +79,11 @@ class HybridStore:
         """Whether the same call may succeed later."""
         return self.store.is_passing(error)
 
-    def nearest(
-        self, vector: Vectors, *, limit: int, where: Mapping[str, Any] | None = None
-    ) -> list[Hit]:
+    def nearest(self, vector: Vectors, *, limit: int, where: Where | None = None) -> list[Hit]:
         """Return the rows nearest to a vector (dimensions,), best first."""
         return self.store.nearest(vector, limit=limit, where=where)
 
-    def fetch(self, ids: Sequence[str], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
+    def fetch(self, ids: Sequence[str], *, where: Where | None = None) -> list[Hit]:
         """Return these rows in the order given, without those that are not there."""
         return self.store.fetch(ids, where=where)
 

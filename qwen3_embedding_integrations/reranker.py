@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .core.config import RerankerConfig, check_instruction, check_range, fit_length
+from .core.config import RerankerConfig, check_instruction, check_range
 from .errors import InputError
 from .handle import Handle
 from .waiting import aresults_of, results_of, submit_in_thread
@@ -51,7 +49,7 @@ class Scored(NamedTuple):
     num_truncated: int  # documents
 
 
-class Qwen3Reranker(Handle):
+class Qwen3Reranker(Handle[RerankerConfig]):
     """Qwen3-Reranker: how well each document answers a query, from 0 to 1.
 
     A score is the probability of "yes" beside "no", as in the model card's Transformers usage, for
@@ -67,33 +65,13 @@ class Qwen3Reranker(Handle):
         from .core.loading import load_reranker
 
         config = RerankerConfig.of(config)
-        loaded = load_reranker(config.engine)
-        try:
-            self._init(config, loaded)
-        except BaseException:
-            loaded.engine.close()
-            raise
-        # A reranker nobody holds any more ends its thread and frees its weights.
-        weakref.finalize(self, loaded.engine.stop).atexit = False
-
-    @classmethod
-    def over(cls, loaded: LoadedModel[PairTokenizer], config: RerankerConfig) -> Qwen3Reranker:
-        """Return a reranker that shares a loaded model with others; see `shared_reranker`."""
-        reranker = cls.__new__(cls)
-        reranker._init(config, loaded)
-        return reranker
+        self._own(config, load_reranker(config.engine))
 
     def _init(self, config: RerankerConfig, loaded: LoadedModel[PairTokenizer]) -> None:
         from .core.inputs import InputRules
 
-        max_length = fit_length(config, loaded.architecture.max_positions)
-        for room in loaded.rooms:  # now, not after hours, at the first text so long
-            room.check_length(max_length)
-        self.config = config
-        self.max_length = max_length
-        self._loaded = loaded
+        super()._init(config, loaded)
         self._rules = InputRules(self.max_length, config.on_too_long, "embed")
-        self._counts_lock = threading.Lock()
         self._num_pairs = self._num_tokens = self._num_truncated = 0
 
     def score(

@@ -16,6 +16,7 @@ from .documents import Document
 
 Vectors = npt.NDArray[np.float32]
 RowId = str | int
+Where = Mapping[str, Any]
 
 NAMESPACE = uuid.UUID("d0a1f5a4-6c1b-5d7e-9f43-0a8f2a6b7c55")  # of the ids: never change it
 HASH_KEY = "content_hash"
@@ -110,6 +111,30 @@ class Sink(Protocol):
 
     def is_passing(self, error: BaseException) -> bool:
         """Whether the same call may succeed later: the host is down, busy or restarting."""
+        ...
+
+
+class SearchStore(Protocol):
+    """A collection of vectors and texts, as far as searching needs it.
+
+    `where` is equality by field, {"source": "a.txt", "year": [2020, 2021]}: all must hold, a list
+    means any of its values.
+    """
+
+    def nearest(self, vector: Vectors, *, limit: int, where: Where | None = None) -> list[Hit]:
+        """Return the `limit` nearest documents, nearest first, scored by cosine."""
+        ...
+
+    def fetch(self, ids: Sequence[str], *, where: Where | None = None) -> list[Hit]:
+        """Return the documents of these ids in this order, without those that are not there."""
+        ...
+
+
+class Store(Sink, SearchStore, Protocol):
+    """Both: ChromaStore, the `store` of a Qwen3Collection, HybridStore."""
+
+    def close(self) -> None:
+        """Give back what is held."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,10 +13,9 @@ from .contract import Encoder
 from .errors import ConfigError, InputError
 from .fusion import Ranking, fuse_ranks, fuse_scores
 from .keywords import KeywordIndex
-from .rows import Hit
+from .rows import Hit, SearchStore, Where
 
 Vector = npt.NDArray[np.float32]
-Where = Mapping[str, Any]
 Fusion = Literal["scores", "ranks"]
 
 # Chosen on development questions: benchmarks/search.py, benchmarks/results/search.md.
@@ -28,22 +27,6 @@ FUSIONS: dict[str, Callable[..., list[tuple[str, float]]]] = {
 }
 IDS_AT_ONCE = 1000  # of one fetch: stores turn ids into parameters of a statement
 MAX_RESULTS = 100_000  # offset + limit: deeper pages are a mistake
-
-
-class SearchStore(Protocol):
-    """A collection of vectors and texts, as far as searching needs it.
-
-    `where` is equality by field, {"source": "a.txt", "year": [2020, 2021]}: all must hold, a list
-    means any of its values.
-    """
-
-    def nearest(self, vector: Vector, *, limit: int, where: Where | None = None) -> list[Hit]:
-        """Return the `limit` nearest documents, nearest first, scored by cosine."""
-        ...
-
-    def fetch(self, ids: Sequence[str], *, where: Where | None = None) -> list[Hit]:
-        """Return the documents of these ids in this order, without those that are not there."""
-        ...
 
 
 @runtime_checkable

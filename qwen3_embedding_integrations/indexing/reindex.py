@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from ..contract import EmbeddingContract, Encoder
 from ..errors import IndexingError
-from ..rows import HASH_KEY, Hit, Row, Sink, Vectors, content_hash
+from ..rows import HASH_KEY, Row, Store, Vectors, content_hash
 from .job import Failure, Job, Progress, encode_by
 from .journal import Journal
 from .pipeline import Encode
@@ -23,14 +22,6 @@ NUM_PROBES = 100  # rows whose vectors and neighbours are compared
 NEAR = 10  # neighbours of each
 # Cosine of a row's stored vector and the same text encoded again, perhaps in another dtype.
 MIN_COSINE = 0.99
-
-
-class Store(Sink, Protocol):
-    """A sink that can be searched."""
-
-    def nearest(self, vector: Vectors, *, limit: int) -> list[Hit]:
-        """Return the rows nearest to a vector (dimensions,), best first."""
-        ...
 
 
 @dataclass(frozen=True)

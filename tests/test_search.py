@@ -331,8 +331,15 @@ class ChromaThin:
     def __init__(self, store: MemoryStore) -> None:
         client = chromadb.EphemeralClient()
         name = f"search{random.randrange(10**9)}"
+        # Wide enough to be exact: with the default widths the graph, drawn by chance, misses some.
+        hnsw: Any = {
+            "space": "cosine",
+            "ef_construction": 500,
+            "ef_search": 500,
+            "max_neighbors": 64,
+        }
         self.collection = client.create_collection(
-            name, configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
+            name, configuration={"hnsw": hnsw}, embedding_function=None
         )
         texts = [text for text, _ in TEXTS.values()]
         self.collection.add(

@@ -252,7 +252,9 @@ class Watching:
 
     def _search(self) -> None:
         def search() -> None:
-            while not self._stop.is_set():
+            # With a pause: a store in this process shares one lock, and a search without one
+            # would keep the writer from it.
+            while not self._stop.wait(0.01):
                 self._sink.nearest(self._vector, limit=3)
                 self.num_searches += 1
 

@@ -31,6 +31,7 @@ class Team:
         self.num_members = min(num_threads, MAX_MEMBERS)
         self._num_threads = num_threads
         self._members: Workers | None = None
+        self._is_busy = threading.Lock()
 
     def run(
         self, forward: Callable[[PackedBatch], torch.Tensor], batch: PackedBatch
@@ -42,10 +43,15 @@ class Team:
         is_even = max(tokens) * self.num_members <= MAX_IMBALANCE * sum(tokens)
         if self.num_members == 1 or min(tokens) < MIN_TOKENS or not is_even:
             return forward(batch)
-        members = self._members = self._members or self._start()
-        batches = [batch.select(rows) for rows in parts]
-        futures = [members.submit(partial(forward, part)) for part in batches]
-        wait(futures)  # all of them: a part that failed is tried again on idle cores
+        if not self._is_busy.acquire(blocking=False):
+            return forward(batch)  # beside a long forward: its parts would come first
+        try:
+            members = self._members = self._members or self._start()
+            batches = [batch.select(rows) for rows in parts]
+            futures = [members.submit(partial(forward, part)) for part in batches]
+            wait(futures)  # all of them: a part that failed is tried again on idle cores
+        finally:
+            self._is_busy.release()
         together = torch.cat([future.result() for future in futures])  # (B, H), part by part
         order = torch.from_numpy(np.argsort(np.concatenate(parts)))
         return together[order]
@@ -55,14 +61,19 @@ class Team:
         limited = threading.Barrier(self.num_members + 1)
 
         def prepare(share: int = max(1, self._num_threads // self.num_members)) -> None:
-            torch.get_num_threads()  # or torch's first operation would set the limit back
-            torch.set_num_threads(share)
+            limit_threads(share)
             limited.wait()
 
         members = Workers(self.num_members, "qwen3-member", prepare=prepare)
         limited.wait()
         torch.set_num_threads(num_threads)  # what new threads of others begin with
         return members
+
+
+def limit_threads(num_threads: int) -> None:
+    """Let this thread's operations, and those of threads it makes later, use so many cores."""
+    torch.get_num_threads()  # or torch's first operation would set the limit back
+    torch.set_num_threads(num_threads)
 
 
 def share_out(lengths: list[int], num_parts: int) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ from ..server.command import serve
 from .contract import contract_app
 from .index import index
 from .options import err
+from .plan import plan
 from .reindex import reindex
 from .rerank import rerank
 from .search import demo, encode, search
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, index, reindex, search, rerank, encode, serve, quantize, bench, doctor):
+for verb in (demo, index, reindex, search, rerank, encode, serve, quantize, bench, doctor, plan):
     app.command()(verb)
 app.add_typer(contract_app, name="contract")
 

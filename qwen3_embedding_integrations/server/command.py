@@ -21,11 +21,13 @@ logger = logging.getLogger(__name__)
 
 API_KEYS = "QWEN3_EMBEDDING_API_KEYS"
 MAX_QUEUE_TOKENS = 1_000_000
-# What OpenMP and oneDNN read when torch loads them; what the user has set stays.
+# What OpenMP, oneDNN and our CPU path read when they start; what the user has set stays.
 LIBRARY_SETTINGS = {
     # Threads that spin at barriers take the cores that the event loop needs: on two busy cores a
     # query then takes ten times as long.
     "OMP_WAIT_POLICY": "passive",
+    # Queries, and the event loop, come before bulk on the cores too.
+    "QWEN3_EMBEDDING_BULK_NICE": "10",
     # What was made for each of the last 1,024 shapes is kept, and every batch has another: with
     # `tiny` half a GB, for nothing.
     "LRU_CACHE_CAPACITY": "128",

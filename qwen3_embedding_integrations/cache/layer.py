@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
+COUNTED = ("hits", "misses", "damaged", "errors", "skipped")
 
 
 class StoreStats(NamedTuple):
@@ -82,7 +83,7 @@ class Layer:
         # Reading and writing apart: a full Redis refuses writes and answers reads.
         self._reading, self._writing = Breaker(), Breaker()
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(("hits", "misses", "damaged", "errors", "skipped"), 0)
+        self._counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
 
     def find(
         self, keys: Sequence[bytes], dimensions: int, storage: Storage, is_first_look: bool

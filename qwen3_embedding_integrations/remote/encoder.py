@@ -186,12 +186,16 @@ class RemoteEncoder(Held):
         """The width of the vectors; without the option of that name it is the server's."""
         return self.config.dimensions or self.model_dimensions
 
-    @cached_property
+    @property
     def contract(self) -> EmbeddingContract:
         """The facts that make this encoder's vectors what they are, as far as they can be known.
 
         Without the option `dimensions` the first access may ask the server for its width.
         """
+        return self._contract
+
+    @cached_property
+    def _contract(self) -> EmbeddingContract:
         config = self.config
         return EmbeddingContract(
             model=config.model,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +9,7 @@ from concurrent.futures import Future
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,8 @@ class CachedEncoder(Held):
                 raise ConfigError(f"{store!r} is no store; give MemoryStore(), DiskStore(path) …")
         check_choice("storage", storage, STORAGES)
         self.encoder = encoder
+        # Not every encoder does; asked once: a hit takes no longer than asking.
+        self._takes_progress = "show_progress" in signature(encoder.encode_documents).parameters
         self._storage: Storage = storage
         self._layers = [Layer(store) for store in stores or (MemoryStore(),)]
         self._flights = Flights()
@@ -175,9 +177,7 @@ class CachedEncoder(Held):
         return f"CachedEncoder({', '.join(map(repr, (self.encoder, *stores)))})"
 
     def _progress(self, show_progress: bool | None) -> dict[str, Any]:
-        """Return the option for an encoder that takes it, which not every one does."""
-        takes_it = "show_progress" in inspect.signature(self.encoder.encode_documents).parameters
-        return {"show_progress": show_progress} if takes_it else {}
+        return {"show_progress": show_progress} if self._takes_progress else {}
 
     # One call, written once: on a thread its steps are taken as they come, on a loop awaited.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,18 +127,18 @@ def served_models(
         if not (new and is_pair and name):
             raise ConfigError(f"--alias {alias}: write ALIAS=NAME")
         alias_of.setdefault(name, []).append(new)
-    named = [
-        (*_split(one), "embedding") for one in models or ([] if rerankers else [DEFAULT_MODEL])
-    ]
-    named += [(*_split(one), "reranking") for one in rerankers or []]
     served: list[ServedModel] = []
-    for name, place, kind in named:
-        if kind == "embedding":
-            one = ServedModel.embedding(EncoderConfig.from_options(place, **options), name=name)
-        else:
-            one = ServedModel.reranking(RerankerConfig.from_options(place, **options), name=name)
-        extra = tuple(alias_of.pop(one.name, ()))
-        served.append(ServedModel(one.name, one.kind, one.load, extra))
+    for model in models or ([] if rerankers else [DEFAULT_MODEL]):
+        name, place = _split(model)
+        served.append(
+            ServedModel.embedding(EncoderConfig.from_options(place, **options), name=name)
+        )
+    for model in rerankers or []:
+        name, place = _split(model)
+        served.append(
+            ServedModel.reranking(RerankerConfig.from_options(place, **options), name=name)
+        )
+    served = [replace(one, aliases=tuple(alias_of.pop(one.name, ()))) for one in served]
     if alias_of:
         known = ", ".join(one.name for one in served)
         raise ConfigError(f"--alias: no model is called {', '.join(alias_of)} (served: {known})")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .contract import EmbeddingContract, Encoder, EncoderStats
     from .core.config import EncoderConfig, RerankerConfig
     from .doctor.diagnosis import diagnose
-    from .doctor.faults import Check, Diagnosis, Fault
+    from .doctor.report import Check, Diagnosis, Fault
     from .encoder import Qwen3Encoder
     from .errors import (
         ConfigError,
@@ -99,15 +99,15 @@ __all__ = [
 _HOMES = {
     "CacheStats": "cache",
     "CachedEncoder": "cache",
-    "Check": "doctor.faults",
-    "Diagnosis": "doctor.faults",
+    "Check": "doctor.report",
+    "Diagnosis": "doctor.report",
     "DiskStore": "cache",
     "EmbeddingContract": "contract",
     "Encoder": "contract",
     "EncoderConfig": "core.config",
     "EncoderReranker": "search",
     "EncoderStats": "contract",
-    "Fault": "doctor.faults",
+    "Fault": "doctor.report",
     "Hit": "rows",
     "HybridStore": "hybrid",
     "IndexReport": "indexing",

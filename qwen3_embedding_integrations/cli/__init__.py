@@ -38,9 +38,9 @@ def _prepare(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is chosen.")] = False,
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(
-        level=level, format="%(message)s", handlers=[RichHandler(console=err, show_path=False)]
-    )
+    # The handler's too: what is shown stays the same if a logger is told to say more.
+    handler = RichHandler(level, console=err, show_path=False)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
 
 
 def main() -> None:

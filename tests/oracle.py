@@ -14,25 +14,39 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 GOLDEN = json.loads((Path(__file__).parent / "data/golden_reranker.json").read_text())
 
 
 def reference_vectors(
-    folder: Path, texts: Sequence[str], *, dtype: torch.dtype = torch.float32
+    folder: Path,
+    texts: Sequence[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    lora: Path | None = None,
 ) -> np.ndarray:
-    """Return the unit vector of each text's last token, (N, H) float32: no batch, no padding."""
+    """Return the unit vector of each text's last token, (N, H) float32: no batch, no padding.
+
+    With `lora` PEFT computes the adapter beside the model, not merged into it.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return vectors_of_ids(folder, [tokenizer(text)["input_ids"] for text in texts], dtype=dtype)
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    return vectors_of_ids(folder, ids, dtype=dtype, lora=lora)
 
 
 @torch.inference_mode()
 def vectors_of_ids(
-    folder: Path, sequences: Sequence[Sequence[int]], *, dtype: torch.dtype = torch.float32
+    folder: Path,
+    sequences: Sequence[Sequence[int]],
+    *,
+    dtype: torch.dtype = torch.float32,
+    lora: Path | None = None,
 ) -> np.ndarray:
     """Return the same for token ids."""
-    model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+    model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    model = _adapted(model, lora).eval()
     rows = []
     for ids in sequences:
         input_ids = torch.tensor([list(map(int, ids))])
@@ -46,6 +60,10 @@ def largest_difference(ours: np.ndarray, expected: np.ndarray) -> float:
     assert ours.shape == expected.shape
     assert np.isfinite(ours).all()
     return float(np.abs(ours - expected).max())
+
+
+def _adapted(model: Any, lora: Path | None) -> Any:
+    return model if lora is None else PeftModel.from_pretrained(model, lora)
 
 
 @cache
@@ -75,10 +93,12 @@ def reference_scores(
     *,
     max_length: int = 8192,
     batch_size: int = 8,
+    lora: Path | None = None,
 ) -> np.ndarray:
     """Return each (query, document)'s score, (N,) float32, in batches padded on the left."""
     tokenizer = _left_padding_tokenizer(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = _adapted(model, lora).eval()
     answers = tokenizer.convert_tokens_to_ids(["no", "yes"])
     sequences = reranker_ids(folder, pairs, instruction, max_length=max_length)
     scores: list[float] = []

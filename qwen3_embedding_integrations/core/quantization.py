@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,17 +24,18 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from ..errors import ConfigError
 from . import kernels
 from .attention import Segments, sdpa_attention
 from .checkpoint import QUANT_METHOD, Architecture, Task, content_hash, read_architecture
 from .config import Quantization
 from .linear import QuantizedWeight, Weight, quantize_weight, quantize_weight_fp8, to_e4m3
+from .lora import Adapter
 from .packing import PackedBatch
 from .pairs import PairTokenizer
 from .prompts import WEB_SEARCH
 from .tokenizer import Tokenizer
 from .weights import OUTPUT, SCALE, Layer, Weights, load_weights, read_output_layer
+from .writing import new_folder
 
 # Plain sentences of several kinds: they show which channels are large, not what is said.
 CALIBRATION_TEXTS = (
@@ -48,7 +47,6 @@ CALIBRATION_TEXTS = (
     "La réunion suivante est prévue à Paris. Что делать, если сервер не отвечает?",
 )
 CALIBRATION_QUERY = "how long do neutrino oscillations take?"
-SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json")
 CPU = torch.device("cpu")
 PROJECTIONS = ("qkv", "o", "gate_up", "down")
 logger = logging.getLogger(__name__)
@@ -144,14 +142,14 @@ class Quantizer:
         return F.linear(self._rounding.rows(x), weight.to_float())
 
 
-def quantize_folder(folder: Path, out: Path, *, task: Task, source: str) -> dict[str, float]:
+def quantize_folder(
+    folder: Path, out: Path, *, task: Task, source: str, adapter: Adapter
+) -> dict[str, float]:
     """Write the model in `folder` with int8 weights to the new folder `out`.
 
     Returns the projections kept in bfloat16 and the errors that decided it. `source` names the
-    model in what is written. Raises ConfigError when `out` exists.
+    model in what is written; the adapter is folded in first.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists already; give the name of a new folder")
     architecture = read_architecture(folder, task)
     tokenizer = Tokenizer(folder) if task == "embedding" else PairTokenizer(folder)
     quantizer = Quantizer(architecture, tokenizer)
@@ -161,6 +159,7 @@ def quantize_folder(folder: Path, out: Path, *, task: Task, source: str) -> dict
         device=CPU,
         dtype=torch.float32,
         pack=quantizer.quantize,
+        fold=adapter.fold,
     )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {
@@ -168,20 +167,14 @@ def quantize_folder(folder: Path, out: Path, *, task: Task, source: str) -> dict
         "source_model": source,
         "source_revision": content_hash(folder, architecture),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
-        partial = Path(temporary) / out.name  # a folder under its own name is whole
-        partial.mkdir()
+    if adapter.content_hash is not None:
+        config["quantization_config"]["source_lora"] = adapter.content_hash
+    with new_folder(out, like=folder) as partial:
         named = _named_tensors(weights)
         if task == "reranking" and not architecture.is_tied:
             named[OUTPUT] = read_output_layer(folder)
         save_file(named, partial / "model.safetensors")
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in SIDE_FILES:
-            if (folder / name).is_file():
-                (partial / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(folder / name, partial / name)
-        partial.rename(out)
     return quantizer.kept
 
 

@@ -55,6 +55,9 @@ InstructionOption = Annotated[str | None, typer.Option(help="What queries are fo
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda, cuda:N, cuda:all.")]
 DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
 QuantizationOption = Annotated[str | None, typer.Option(help="int8 on a CPU, fp8 on CUDA.")]
+LoraOption = Annotated[
+    str | None, typer.Option(help="A LoRA adapter's folder or hub id, for the one model served.")
+]
 TooLongOption = Annotated[
     str | None, typer.Option("--on-too-long", help="truncate (default) or error.")
 ]
@@ -75,6 +78,7 @@ def serve(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
+    lora: LoraOption = None,
     instruction: InstructionOption = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a text at most.")] = None,
     on_too_long: TooLongOption = None,
@@ -92,6 +96,7 @@ def serve(
         "device",
         "dtype",
         "quantization",
+        "lora",
         "instruction",
         "max_length",
         "on_too_long",
@@ -128,6 +133,11 @@ def served_models(
         (*_split(one), "embedding") for one in models or ([] if rerankers else [DEFAULT_MODEL])
     ]
     named += [(*_split(one), "reranking") for one in rerankers or []]
+    if "lora" in options and len(named) > 1:
+        raise ConfigError(
+            f"--lora goes with one model, and {len(named)} are served; write the others as models "
+            "of their own with qwen3-embedding merge"
+        )
     served: list[ServedModel] = []
     for name, place, kind in named:
         if kind == "embedding":

@@ -37,22 +37,18 @@ def quantize_model(
     is folded in first, and stays in the contract. Raises ConfigError when `out` exists,
     ModelLoadError when `model` cannot be read or is quantised already.
     """
-    from .core.checkpoint import locate_model, read_architecture, read_quantization
-    from .core.lora import load_adapter
+    from .core.checkpoint import locate_model, read_quantization
     from .core.pairs import find_task
     from .core.quantization import quantize_folder
-    from .core.writing import check_new
 
-    out = check_new(out)
+    out = Path(out).expanduser()
     config = EngineConfig(
         model=model, revision=revision, lora=lora, local_files_only=local_files_only
     )
     folder = locate_model(config)
     if read_quantization(folder) is not None:
         raise ConfigError(f"{model} has int8 weights already; use it as it is, or give its source")
-    task = find_task(folder)
-    adapter = load_adapter(config, folder, read_architecture(folder, task))
-    kept = quantize_folder(folder, out, task=task, source=model, adapter=adapter)
+    kept = quantize_folder(config, folder, out, task=find_task(folder))
     num_bytes = (out / "model.safetensors").stat().st_size
     return QuantizedModel(folder=out, num_bytes=num_bytes, kept=kept)
 

@@ -367,14 +367,15 @@ def test_what_cannot_be_folded_in_is_refused_by_its_field(base, changed, changes
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda t: t.pop(name_of("1.mlp.up_proj", "B")), ["layers.1.mlp.up_proj", "not {'A'"]),
+        (lambda t: t.pop(name_of("1.mlp.up_proj", "A")), ["layers.1.mlp.up_proj", "not of {'A'"]),
+        (lambda t: t.pop(name_of("1.mlp.up_proj", "B")), ["lacks ['layers.1.mlp.up_proj']"]),
         (
             lambda t: [t.pop(name_of("1.mlp.up_proj", side)) for side in "AB"],
-            ["1 projections without tensors (layers.1.mlp.up_proj)", "incomplete"],
+            ["incomplete", "lacks ['layers.1.mlp.up_proj']"],
         ),
         (
             lambda t: t.update({name_of("7.mlp.up_proj", "A"): torch.ones(8, 256)}),
-            ["1 tensors belong to no projection of its 3 layers", "layers.7.mlp.up_proj"],
+            ["layers.7.mlp.up_proj.lora_A", "none of its 3 layers"],
         ),
         (
             lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(8, 256)}),
@@ -388,12 +389,12 @@ def test_what_cannot_be_folded_in_is_refused_by_its_field(base, changed, changes
             lambda t: t.update(
                 {name_of("0.mlp.up_proj", "A").replace("l.l", "l.model.l"): torch.ones(8, 256)}
             ),
-            ["1 tensors", "model.model.layers.0.mlp.up_proj.lora_A"],
+            ["model.model.layers.0.mlp.up_proj.lora_A", "twice"],
         ),
         (lambda t: t[name_of("0.mlp.up_proj", "B")].fill_(torch.nan), ["0.mlp.up_proj holds NaN"]),
-        (lambda t: t.clear(), ["no tensors at all"]),
+        (lambda t: t.clear(), ["incomplete"]),
     ],
-    ids=["half a pair", "a pair", "a layer", "head", "embedding", "twice", "nan", "nothing"],
+    ids=["no A", "no B", "a pair", "a layer", "head", "embedding", "twice", "nan", "nothing"],
 )
 def test_tensors_without_a_place_are_refused(base, changed, change, parts):
     """Nothing in an adapter is ignored, and nothing it promises may be missing: tensors by name."""

@@ -17,10 +17,10 @@ from .config import EngineConfig
 from .weights import open_file
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-TENSOR_NAME = re.compile(r"base_model\.model\.(?:model\.)?(layers\.\d+\..+)\.lora_(A|B)\.weight")
-OFFICIAL_NAME = re.compile(r"qwen3-(?:(?:embedding|reranker)-)?\d+(?:\.\d+)?b", re.IGNORECASE)
-# Fields of PEFT's LoraConfig (0.21) that are read below, or tell of training and origin alone.
-# Any other must be empty: it changes what the adapter computes.
+TENSOR_NAME = re.compile(r"base_model\.model\.(model\.)?(layers\.\d+\..+)\.lora_(A|B)\.weight")
+OFFICIAL_NAME = re.compile(r"qwen3-(?:(?:embedding|reranker)-)?\d+(?:\.\d+)?b")
+# Fields of PEFT's LoraConfig that are read below, or tell of training and origin alone. Any other
+# must be empty: it changes what the adapter computes.
 HARMLESS = {
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
     "layers_to_transform", "layers_pattern", "exclude_modules", "base_model_name_or_path",
@@ -28,7 +28,7 @@ HARMLESS = {
     "megatron_core", "qalora_group_size",
 }  # fmt: skip
 # Not "pissa" and the like: these change the model's own weights as well.
-ALLOWED = {
+ALLOWED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": (None, "none"),
     "init_lora_weights": (None, True, False, "gaussian"),
@@ -77,10 +77,14 @@ def load_adapter(config: EngineConfig, folder: Path, architecture: Architecture)
             f"to; quantize {noted.get('source_model')} with it (qwen3-embedding quantize --lora)"
         )
     found = _locate(config, config.lora)
-    rules = read_json(found / CONFIG)
-    updates = _Updates(found, rules, architecture, config.model).read()
+    updates = _File(found, read_json(found / CONFIG), architecture, config.model).read()
     logger.info("lora: %s folded into %d projections", config.lora, len(updates))
-    return Adapter(updates, _hash(updates))
+    total = hashlib.sha256()
+    for name, (a, b, scaling) in updates.items():
+        total.update(f"{name} {tuple(b.shape)} {tuple(a.shape)} {scaling!r}\n".encode())
+        total.update(a.contiguous().numpy().data)
+        total.update(b.contiguous().numpy().data)
+    return Adapter(updates, total.hexdigest()[:16])
 
 
 def _locate(config: EngineConfig, lora: str) -> Path:
@@ -100,18 +104,12 @@ def _locate(config: EngineConfig, lora: str) -> Path:
     return found
 
 
-class _Updates:
-    def __init__(
-        self, folder: Path, rules: dict[str, Any], architecture: Architecture, model: str
-    ) -> None:
-        self.folder = folder
-        self.rules = rules
-        self.model = model
-        self.shapes = {
-            f"layers.{index}.{name}": shape
-            for index in range(architecture.num_layers)
-            for name, shape in architecture.projections.items()
-        }
+@dataclass(frozen=True)
+class _File:
+    folder: Path
+    rules: dict[str, Any]  # adapter_config.json
+    architecture: Architecture
+    model: str
 
     def refuse(self, reason: str) -> ModelLoadError:
         base = self.rules.get("base_model_name_or_path")
@@ -119,82 +117,60 @@ class _Updates:
 
     def read(self) -> dict[str, Update]:
         self._check_rules()
+        layers, projections = range(self.architecture.num_layers), self.architecture.projections
+        shapes = {f"layers.{i}.{name}": projections[name] for i in layers for name in projections}
         pairs: dict[str, dict[str, torch.Tensor]] = {}
-        unknown: list[str] = []
+        updates: dict[str, Update] = {}
         with open_file(self.folder / TENSORS) as file:
-            for key in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
+            for key in sorted(file.keys()):  # lora_A of each before its lora_B
                 match = TENSOR_NAME.fullmatch(key)
-                name, side = match.groups() if match else ("", "")
-                if name not in self.shapes or side in pairs.setdefault(name, {}):
-                    unknown.append(key)
-                else:
-                    pairs[name][side] = file.get_tensor(key)
-        if unknown or not pairs:
-            named = ", ".join(sorted(unknown)[:4]) or "no tensors at all"
-            raise self.refuse(
-                f"{len(unknown)} tensors belong to no projection of its "
-                f"{len(self.shapes) // 7} layers ({named}); only LoRA of the q, k, v, o, gate, up "
-                "and down projections can be served"
-            )
-        if missing := [name for name in self.shapes if self._is_target(name) and name not in pairs]:
-            raise self.refuse(
-                f"target_modules asks for {len(missing)} projections without tensors "
-                f"({', '.join(missing[:4])}); the adapter is incomplete"
-            )
-        return {name: self._update(name, pairs[name]) for name in sorted(pairs)}
+                prefix, name, side = match.groups("") if match else ("", "", "")
+                if name not in shapes or side in pairs.setdefault(name, {}):
+                    raise self.refuse(
+                        f"{key} belongs to none of its {len(layers)} layers' projections, or comes "
+                        f"twice; an adapter of {', '.join(projections)} can be served"
+                    )
+                pairs[name][side] = file.get_tensor(key).float()
+                if side == "B":
+                    updates[name] = self._update(prefix + name, pairs[name], shapes[name])
+        targets = self.rules.get("target_modules")
+        bounds = [self.rules.get(name) for name in ("layers_to_transform", "exclude_modules")]
+        if isinstance(targets, list) and bounds == [None, None]:  # else patterns decide
+            ends = tuple(f".{str(target).removeprefix('model.')}" for target in targets)
+            pairs |= {name: pairs.get(name, {}) for name in shapes if f".{name}".endswith(ends)}
+        missing = [name for name in pairs if name not in updates]
+        if missing or not updates:
+            raise self.refuse(f"{TENSORS} is incomplete: it lacks {missing[:4] or 'all tensors'}")
+        return updates
 
     def _check_rules(self) -> None:
         for key, value in self.rules.items():
-            is_fine = value in ALLOWED[key] if key in ALLOWED else key in HARMLESS or not value
-            if not is_fine:
+            if not (value in ALLOWED[key] if key in ALLOWED else key in HARMLESS or not value):
                 raise self.refuse(
                     f"{CONFIG} says {key}={value!r}, which cannot be folded in; plain LoRA can: "
                     'bias="none", no DoRA, no modules_to_save, no other parameters'
                 )
-        base = OFFICIAL_NAME.findall(str(self.rules.get("base_model_name_or_path")))[-1:]
-        ours = OFFICIAL_NAME.findall(self.model)[-1:]
-        if base and ours and base[0].lower() != ours[0].lower():
-            raise self.refuse(f"{base[0]} is not {ours[0]}; give the model it was trained on")
+        base = OFFICIAL_NAME.findall(str(self.rules.get("base_model_name_or_path")).lower())
+        ours = OFFICIAL_NAME.findall(self.model.lower())
+        if base and ours and base[-1] != ours[-1]:
+            raise self.refuse(f"{base[-1]} is not {ours[-1]}; give the model it was trained on")
 
-    def _is_target(self, name: str) -> bool:
-        """Whether PEFT surely adapts this projection; where it depends on patterns, False."""
-        rules = self.rules
-        targets, layers = rules.get("target_modules"), rules.get("layers_to_transform")
-        if not isinstance(targets, list) or rules.get("exclude_modules"):
-            return False
-        chosen = [layers] if isinstance(layers, int) else layers
-        is_chosen = not chosen or int(name.split(".")[1]) in chosen
-        names = [str(target).removeprefix("model.") for target in targets]
-        return is_chosen and any(f".{name}".endswith(f".{one}") for one in names)
-
-    def _update(self, name: str, pair: dict[str, torch.Tensor]) -> Update:
-        rank = self._by_pattern("rank_pattern", "r", name)
-        alpha = self._by_pattern("alpha_pattern", "lora_alpha", name)
-        outputs, inputs = self.shapes[name]
+    def _update(self, key: str, pair: dict[str, torch.Tensor], shape: tuple[int, int]) -> Update:
+        rules, numbers = self.rules, list[float]()
+        for patterns, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
+            found = rules.get(default)
+            for pattern, value in reversed((rules.get(patterns) or {}).items()):
+                if re.match(rf"(.*\.)?({pattern})$", key):  # as PEFT does; the first one counts
+                    found = value
+            if not isinstance(found, int | float) or found <= 0:
+                raise self.refuse(f"{CONFIG} says {default}={found!r} for {key}; give a number")
+            numbers.append(found)
+        rank, alpha = numbers
         given = {side: tuple(tensor.shape) for side, tensor in pair.items()}
-        if given != (wanted := {"A": (rank, inputs), "B": (outputs, rank)}):
-            raise self.refuse(f"{name}: lora_A and lora_B are {given}, not {wanted}")
-        a, b = pair["A"].float(), pair["B"].float()
-        if not (a.isfinite().all() and b.isfinite().all()):
-            raise self.refuse(f"{name} holds NaN or infinity: its training has diverged")
-        return Update(a, b, alpha / (rank**0.5 if self.rules.get("use_rslora") else rank))
-
-    def _by_pattern(self, patterns: str, default: str, name: str) -> float:
-        """Return the rank or alpha of a projection, as PEFT finds it: the first pattern counts."""
-        found: Any = self.rules.get(default)
-        for pattern, value in (self.rules.get(patterns) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", f"model.{name}"):
-                found = value
-                break
-        if not isinstance(found, int | float) or found <= 0:
-            raise self.refuse(f"{CONFIG} gives {name} {default}={found!r}; a number above 0 is due")
-        return found
-
-
-def _hash(updates: dict[str, Update]) -> str:
-    total = hashlib.sha256()
-    for name, (a, b, scaling) in updates.items():
-        total.update(f"{name} {tuple(b.shape)} {tuple(a.shape)} {scaling!r}\n".encode())
-        for tensor in (a, b):
-            total.update(tensor.contiguous().numpy().data)
-    return total.hexdigest()[:16]
+        if given != (wanted := {"A": (rank, shape[1]), "B": (shape[0], rank)}):
+            raise self.refuse(f"{key} has lora_A and lora_B of {given}, not of {wanted}")
+        if not all(tensor.isfinite().all() for tensor in pair.values()):
+            raise self.refuse(f"{key} holds NaN or infinity: its training has diverged")
+        return Update(
+            pair["A"], pair["B"], alpha / (rank**0.5 if rules.get("use_rslora") else rank)
+        )

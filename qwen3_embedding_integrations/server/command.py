@@ -55,9 +55,7 @@ InstructionOption = Annotated[str | None, typer.Option(help="What queries are fo
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda, cuda:N, cuda:all.")]
 DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
 QuantizationOption = Annotated[str | None, typer.Option(help="int8 on a CPU, fp8 on CUDA.")]
-LoraOption = Annotated[
-    str | None, typer.Option(help="A LoRA adapter's folder or hub id, for the one model served.")
-]
+LoraOption = Annotated[str | None, typer.Option(help="The served model's LoRA adapter.")]
 TooLongOption = Annotated[
     str | None, typer.Option("--on-too-long", help="truncate (default) or error.")
 ]
@@ -134,10 +132,7 @@ def served_models(
     ]
     named += [(*_split(one), "reranking") for one in rerankers or []]
     if "lora" in options and len(named) > 1:
-        raise ConfigError(
-            f"--lora goes with one model, and {len(named)} are served; write the others as models "
-            "of their own with qwen3-embedding merge"
-        )
+        raise ConfigError(f"--lora goes with one model, not {len(named)}; merge the others first")
     served: list[ServedModel] = []
     for name, place, kind in named:
         if kind == "embedding":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 GOLDEN = json.loads((Path(__file__).parent / "data/golden_reranker.json").read_text())
@@ -32,8 +33,8 @@ def reference_vectors(
     With `lora` PEFT computes the adapter beside the model, not merged into it.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = [tokenizer(text)["input_ids"] for text in texts]
-    return vectors_of_ids(folder, ids, dtype=dtype, lora=lora)
+    sequences = [tokenizer(text)["input_ids"] for text in texts]
+    return vectors_of_ids(folder, sequences, dtype=dtype, lora=lora)
 
 
 @torch.inference_mode()
@@ -45,8 +46,9 @@ def vectors_of_ids(
     lora: Path | None = None,
 ) -> np.ndarray:
     """Return the same for token ids."""
-    model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
-    model = _adapted(model, lora).eval()
+    model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+    if lora is not None:
+        model = _adapted(model, lora)
     rows = []
     for ids in sequences:
         input_ids = torch.tensor([list(map(int, ids))])
@@ -62,8 +64,14 @@ def largest_difference(ours: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(ours - expected).max())
 
 
-def _adapted(model: Any, lora: Path | None) -> Any:
-    return model if lora is None else PeftModel.from_pretrained(model, lora)
+def _adapted(model: Any, lora: Path) -> Any:
+    """Return PEFT's model; of an adapter trained with the output layer, the part before that."""
+    with safe_open(lora / "adapter_model.safetensors", "pt") as file:
+        is_causal = next(iter(file.keys())).startswith("base_model.model.model.")
+    if not is_causal or hasattr(model, "lm_head"):
+        return PeftModel.from_pretrained(model, lora).eval()
+    whole = AutoModelForCausalLM.from_pretrained(model.name_or_path, dtype=model.dtype)
+    return PeftModel.from_pretrained(whole, lora).eval().base_model.model.model
 
 
 @cache
@@ -97,8 +105,9 @@ def reference_scores(
 ) -> np.ndarray:
     """Return each (query, document)'s score, (N,) float32, in batches padded on the left."""
     tokenizer = _left_padding_tokenizer(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = _adapted(model, lora).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if lora is not None:
+        model = _adapted(model, lora)
     answers = tokenizer.convert_tokens_to_ids(["no", "yes"])
     sequences = reranker_ids(folder, pairs, instruction, max_length=max_length)
     scores: list[float] = []

@@ -44,7 +44,7 @@ TEXTS = [
 ]
 PATTERNS = {
     "target_modules": TARGETS,
-    "rank_pattern": {"q_proj": 3, r"layers\.[12]\.mlp\.down_proj": 5, "1.mlp.down_proj": 2},
+    "rank_pattern": {"q_proj": 3, r"layers\.[12]\.mlp\.down_proj": 5, "0.mlp.down_proj": 2},
     "alpha_pattern": {"self_attn.v_proj": 40, "mlp.*": 3},
 }
 needs_int8 = pytest.mark.skipif(not has_packed_products(), reason="int8 needs x86 and oneDNN")
@@ -439,6 +439,6 @@ def test_what_is_no_adapter_is_refused(base, changed, tmp_path):
 def test_serve_refuses_one_adapter_for_two_models():
     """--lora of serve goes with one model: with two, nobody could say which it was trained on."""
     options = {"lora": "owner/adapter"}
-    with pytest.raises(ConfigError, match="--lora goes with one model, and 2 are served"):
+    with pytest.raises(ConfigError, match="--lora goes with one model, not 2; merge"):
         served_models(["a=tiny"], ["b=owner/reranker"], None, options)
     assert [one.name for one in served_models(["a=tiny"], None, None, options)] == ["a"]

@@ -126,17 +126,8 @@ def _load_model(
     if config.model == TINY:
         logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
     computed = tuple(head.computed for head in heads)
-    return LoadedModel(
-        config,
-        folder,
-        architecture,
-        tokenizer,
-        engine,
-        computed,
-        stamps,
-        rooms,
-        adapter.content_hash,
-    )
+    about = stamps, rooms, adapter.content_hash
+    return LoadedModel(config, folder, architecture, tokenizer, engine, computed, *about)
 
 
 def _make_runner(

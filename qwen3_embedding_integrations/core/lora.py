@@ -70,7 +70,7 @@ def load_adapter(config: EngineConfig, folder: Path, architecture: Architecture)
     """
     noted = read_quantization(folder)
     if config.lora is None:
-        return Adapter({}, noted and noted.get("source_lora"))
+        return Adapter({}, None if noted is None else noted.get("source_lora"))
     if noted is not None:
         raise ConfigError(
             f"lora={config.lora!r}: the weights in {folder} are int8 already, too coarse to add "

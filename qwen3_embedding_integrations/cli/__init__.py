@@ -16,6 +16,7 @@ from ..quantize import quantize
 from ..server.command import serve
 from .contract import contract_app
 from .index import index
+from .mteb import mteb
 from .options import err
 from .reindex import reindex
 from .rerank import rerank
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, index, reindex, search, rerank, encode, serve, quantize, bench, doctor):
+for verb in (demo, index, reindex, search, rerank, encode, serve, quantize, bench, doctor, mteb):
     app.command()(verb)
 app.add_typer(contract_app, name="contract")
 

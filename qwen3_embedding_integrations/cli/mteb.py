@@ -73,7 +73,7 @@ def print_scores(scores: BenchmarkScores) -> None:
 
     table = Table("", "tasks", box=SIMPLE_HEAD, title=scores.benchmark, title_justify="left")
     for name in (scores.model, *scores.published_models):
-        table.add_column(Text(name.rsplit("/", 1)[-1]), justify="right")
+        table.add_column(Text(name.rsplit("/", 1)[-1]), justify="right", overflow="fold")
     for row in scores.rows:
         reached = "" if row.score is None else f"{row.score:.2f}"
         is_part = 0 < row.num_done < row.num_tasks
@@ -81,7 +81,8 @@ def print_scores(scores: BenchmarkScores) -> None:
         done = f"{row.num_done}/{row.num_tasks}"
         table.add_row(row.name, done, f"({reached})" if is_part else reached, *published)
     out.print(table)
-    out.print("(in brackets: a part of the tasks, not to be compared with what was published)")
+    if any(0 < row.num_done < row.num_tasks for row in scores.rows):
+        out.print("(in brackets: a part of the tasks, not to be compared with what was published)")
     if scores.source:
         out.print(Text(f"published: {scores.source}"))
     for task, reason in scores.failures.items():

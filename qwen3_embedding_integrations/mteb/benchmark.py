@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import mteb
 from mteb.benchmarks.benchmark import Benchmark
@@ -59,26 +60,26 @@ def run_benchmark(
     layout: what stands there for the same weights and options is not computed again. A task that
     fails is named, and the others go on. Raises ConfigError for an unknown benchmark or task.
     """
-    if isinstance(benchmark, str):
-        benchmark = _find_benchmark(benchmark)
+    benchmark = _find_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
     types = {task.metadata.name: str(task.metadata.type) for task in benchmark.tasks}
     for task in tasks or ():
         if task not in types:
             near = get_close_matches(task, types) or sorted(types)[:10]
             raise ConfigError(f"task {task!r} is not in {benchmark.name}; near: {', '.join(near)}")
     chosen = [task for task in benchmark.tasks if not tasks or task.metadata.name in tasks]
+    model: Any = MTEBEncoder(encoder)  # mteb's protocol fixes a constructor too, never called here
     results = mteb.evaluate(
-        MTEBEncoder(encoder),
+        model,
         chosen,
         cache=ResultCache(output),
         raise_error=False,
-        # Rows handed over at a time; what shares a forward is decided by tokens.
+        # Rows handed over; tokens decide what shares a forward.
         encode_kwargs={"batch_size": 1024, "show_progress_bar": show_progress},
         show_progress_bar=show_progress,
         co2_tracker=False,
     )
-    found = results.select_tasks(chosen).task_results
-    scores = {one.task_name: 100 * one.get_score() for one in found}
+    done = results.select_tasks(chosen)
+    scores = {one.task_name: 100 * one.get_score() for one in done}
     table = json.loads((files(__package__ or "") / "published.json").read_text("utf-8"))
     published = table["benchmarks"].get(benchmark.name, {"scores": {}})
     return BenchmarkScores(

@@ -78,7 +78,7 @@ def run_benchmark(
         show_progress_bar=show_progress,
         co2_tracker=False,
     )
-    done = results.select_tasks(chosen)
+    done = results.select_tasks(chosen).task_results
     scores = {one.task_name: 100 * one.get_score() for one in done}
     table = json.loads((files(__package__ or "") / "published.json").read_text("utf-8"))
     published = table["benchmarks"].get(benchmark.name, {"scores": {}})

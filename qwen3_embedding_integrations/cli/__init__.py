@@ -17,6 +17,7 @@ from ..quantize import quantize
 from ..server.command import serve
 from .contract import contract_app
 from .index import index
+from .mteb import mteb
 from .options import err
 from .plan import plan
 from .reindex import reindex
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 VERBS = (
-    demo, index, reindex, search, rerank, encode, serve, quantize, merge, bench, doctor, plan,
+    demo, index, reindex, search, rerank, encode, serve, quantize, merge, bench, doctor, plan, mteb,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)

@@ -205,7 +205,7 @@ def _texts(
         if not id_ or id_ in texts:
             row.fault(f"has the id {id_!r} of another row" if id_ else "has no _id")
         text = row.text("text", "embed" if title else on_empty)
-        texts[id_] = f"{title}{joined_by}{text}".strip() if title else text
+        texts[id_] = f"{title}{joined_by}{text}".strip() if "title" in row.record else text
         splits[id_] = row.record.get("split")
     return texts, splits
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_embedding_integrations import InputError
+from qwen3_embedding_integrations import ConfigError, InputError
 from qwen3_embedding_integrations.evaluation import (
     PairSet,
     RetrievalSet,
@@ -59,6 +59,8 @@ def test_grades_are_told_from_classes() -> None:
     assert (graded.is_binary, graded.scale, max(graded.labels)) == (False, 5.0, 5.0)
     with pytest.raises(InputError, match=r"8 faults.*graded.jsonl:1 has the label 4.8; .*0 to 1"):
         read_pairs(DATA / "graded.jsonl", scale=1)
+    with pytest.raises(ConfigError, match="scale is 0, the highest label"):
+        read_pairs(DATA / "graded.jsonl", scale=0)
 
 
 @pytest.mark.parametrize(
@@ -117,11 +119,11 @@ def test_a_folder_in_beirs_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "line", "message"),
     [
-        ("qrels/test.tsv", "q1\thelp/nothing\t1", r":33 names 'help/nothing', which is not there"),
-        ("qrels/test.tsv", "q99\thelp/sso\t1", r":33 names 'q99', which is not there"),
-        ("qrels/test.tsv", "q1\thelp/sso\t0.5", r":33 has the score '0.5', not a whole number"),
-        ("qrels/test.tsv", "q1\thelp/reset-password\t1", r":33 judges 'help/reset-password' for"),
-        ("qrels/test.tsv", "q1", r":33 is not 3 cells"),
+        ("qrels/test.tsv", "q1\thelp/nothing\t1", r":31 names 'help/nothing', which is not there"),
+        ("qrels/test.tsv", "q99\thelp/sso\t1", r":31 names 'q99', which is not there"),
+        ("qrels/test.tsv", "q1\thelp/sso\t0.5", r":31 has the score '0.5', not a whole number"),
+        ("qrels/test.tsv", "q1\thelp/reset-password\t1", r":31 judges 'help/reset-password' for"),
+        ("qrels/test.tsv", "q1", r":31 is not 3 cells"),
         ("corpus.jsonl", '{"_id": "help/sso", "text": "a"}', r":41 has the id 'help/sso' of ano"),
         ("corpus.jsonl", '{"text": "a"}', r":41 has no _id"),
         ("corpus.jsonl", '{"_id": "new", "text": " "}', r":41 has an empty text"),

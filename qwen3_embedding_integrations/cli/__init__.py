@@ -16,6 +16,7 @@ from ..merge import merge
 from ..quantize import quantize
 from ..server.command import serve
 from .contract import contract_app
+from .evaluate import evaluate
 from .index import index
 from .mteb import mteb
 from .options import err
@@ -31,7 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 VERBS = (
-    demo, index, reindex, search, rerank, encode, serve, quantize, merge, bench, doctor, plan, mteb,
+    demo, index, reindex, search, rerank, encode, serve, quantize, merge, bench, doctor, evaluate,
+    mteb, plan,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)

@@ -15,6 +15,7 @@ from ..errors import Qwen3EmbeddingError
 from ..quantize import quantize
 from ..server.command import serve
 from .contract import contract_app
+from .evaluate import evaluate
 from .index import index
 from .options import err
 from .reindex import reindex
@@ -27,7 +28,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, index, reindex, search, rerank, encode, serve, quantize, bench, doctor):
+for verb in (
+    demo, index, reindex, search, rerank, encode, serve, quantize, bench, doctor, evaluate,
+):  # fmt: skip
     app.command()(verb)
 app.add_typer(contract_app, name="contract")
 

@@ -14,6 +14,7 @@ from ..doctor.command import doctor
 from ..errors import Qwen3EmbeddingError
 from ..quantize import quantize
 from ..server.command import serve
+from .compare import compare
 from .contract import contract_app
 from .evaluate import evaluate
 from .index import index
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for verb in (
     demo, index, reindex, search, rerank, encode, serve, quantize, bench, doctor, evaluate,
+    compare,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(contract_app, name="contract")

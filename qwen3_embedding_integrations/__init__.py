@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
+    from .evaluation import Evaluation, evaluate
     from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
     from .keywords import KeywordIndex
@@ -61,6 +62,7 @@ __all__ = [
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "Evaluation",
     "Fault",
     "Hit",
     "HybridStore",
@@ -90,6 +92,7 @@ __all__ = [
     "StoreError",
     "TextTooLongError",
     "diagnose",
+    "evaluate",
     "index_documents",
     "quantize_model",
     "shared_encoder",
@@ -107,6 +110,7 @@ _HOMES = {
     "EncoderConfig": "core.config",
     "EncoderReranker": "search",
     "EncoderStats": "contract",
+    "Evaluation": "evaluation",
     "Fault": "doctor.faults",
     "Hit": "rows",
     "HybridStore": "hybrid",
@@ -125,6 +129,7 @@ _HOMES = {
     "RerankerStats": "reranker",
     "SearchStore": "rows",
     "diagnose": "doctor.diagnosis",
+    "evaluate": "evaluation",
     "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",

@@ -12,7 +12,7 @@ from .evaluation import (
     write_results,
 )
 from .lab import Setting, Trial
-from .metrics import Results, measure_pairs, measure_ranking
+from .metrics import Ranking, Results, measure_pairs, measure_ranking
 from .significance import Interval, PairedTest, compare_paired, find_intervals
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Interval",
     "PairSet",
     "PairedTest",
+    "Ranking",
     "Results",
     "RetrievalSet",
     "Setting",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
-    from .evaluation import Evaluation, evaluate
+    from .evaluation import Comparison, Evaluation, compare, evaluate
     from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
     from .keywords import KeywordIndex
@@ -50,6 +50,7 @@ __all__ = [
     "CacheStats",
     "CachedEncoder",
     "Check",
+    "Comparison",
     "ConfigError",
     "ContractMismatchError",
     "DeviceOutOfMemoryError",
@@ -91,6 +92,7 @@ __all__ = [
     "SearchStore",
     "StoreError",
     "TextTooLongError",
+    "compare",
     "diagnose",
     "evaluate",
     "index_documents",
@@ -103,6 +105,7 @@ _HOMES = {
     "CacheStats": "cache",
     "CachedEncoder": "cache",
     "Check": "doctor.faults",
+    "Comparison": "evaluation",
     "Diagnosis": "doctor.faults",
     "DiskStore": "cache",
     "EmbeddingContract": "contract",
@@ -128,6 +131,7 @@ _HOMES = {
     "RerankerConfig": "core.config",
     "RerankerStats": "reranker",
     "SearchStore": "rows",
+    "compare": "evaluation",
     "diagnose": "doctor.diagnosis",
     "evaluate": "evaluation",
     "index_documents": "indexing",

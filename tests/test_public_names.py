@@ -65,6 +65,8 @@ DOCUMENTED = {
     "Diagnosis",
     "Fault",
     "diagnose",
+    "Comparison",
+    "compare",
     "Evaluation",
     "evaluate",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,17 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.config import DEFAULT_RERANKER, EncoderConfig
-from ..errors import ConfigError
 from .options import DeviceOption, DtypeOption, JsonOption, ModelOption, given, out, print_json
 
-AXES: dict[str, Callable[[str], Any]] = {
-    "quantization": str,
-    "chunk_tokens": int,
-    "dimensions": int,
-    "storage": str,
-    "dense_weight": float,
-    "rerank_depth": int,
-}
+AXES = (
+    "quantization", "chunk_tokens", "dimensions", "storage", "dense_weight", "rerank_depth",
+)  # fmt: skip
 
 
 def compare(
@@ -43,6 +37,7 @@ def compare(
     reranker: Annotated[str, typer.Option(help="Hub id or folder.")] = DEFAULT_RERANKER,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    on_empty: Annotated[str | None, typer.Option(help="Empty texts: error or embed.")] = None,
     split: Annotated[str | None, typer.Option(help="Of the queries; default: test.")] = None,
     metric: Annotated[str, typer.Option(help="What counts.")] = "ndcg@10",
     chart: Annotated[Path, typer.Option(help="Writes .svg and .png.")] = Path("compare"),
@@ -56,11 +51,14 @@ def compare(
     from ..evaluation.chart import draw
     from ..sharing import shared_reranker
 
-    grid = {name: _values(name, text) for name, text in given(locals(), *AXES).items()}
-    if instruction:
-        grid["instruction"] = instruction
-    config = EncoderConfig.from_options(**given(locals(), "model", "device", "dtype"))
-    dataset = read_retrieval(data, split=split)
+    options, values = (
+        given(locals(), "model", "device", "dtype", "on_empty"),
+        given(locals(), *AXES),
+    )
+    grid = {name: [_value(word.strip()) for word in values[name].split(",")] for name in values}
+    grid |= {"instruction": instruction} if instruction else {}
+    config = EncoderConfig.from_options(**options)
+    dataset = read_retrieval(data, split=split, on_empty=config.on_empty)
     second = shared_reranker(reranker) if any(grid.get("rerank_depth", ())) else None
     found = compare(config, dataset, grid, reranker=second, metric=metric)
     draw(found, chart)
@@ -71,15 +69,18 @@ def compare(
         return
     table = Table(*rows[0], caption=Text(found.caption), caption_justify="left")
     for row in rows:
-        table.add_row(*map(str, row.values()))
+        table.add_row(*map(_cell, row.values()))
     out.print(table)
     texts = "".join(f"{name}: {text}\n" for name, text in found.instructions.items())
     out.print(f"{texts}\n{found.snippet()}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _values(name: str, text: str) -> list[Any]:
-    try:
-        words = [word.strip() for word in text.split(",")]
-        return [None if word == "none" else AXES[name](word) for word in words]
-    except ValueError as error:
-        raise ConfigError(f"{name} is {text!r}; give values, with commas: {error}") from error
+def _value(word: str) -> str | float | None:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(word)
+    return None if word == "none" else word
+
+
+def _cell(value: Any) -> str:
+    return " ".join(f"{one:.4f}" for one in value) if isinstance(value, tuple) else str(value)

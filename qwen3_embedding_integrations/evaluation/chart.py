@@ -11,6 +11,7 @@ from .compare import Comparison, Trial
 try:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 except ImportError as error:
     raise MissingDependencyError("matplotlib", extra="evaluate", reason=error) from error
 
@@ -22,11 +23,11 @@ CHOSEN = {"label": "recommended", "marker": "*", "markersize": 14, "color": "bla
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Write `path`.svg and `path`.png; settings alike but for width and storage are one line."""
+    """Write `path`.svg and `path`.png; settings that differ in width alone are one line."""
     lines: dict[str, list[Trial]] = {}
     for trial in comparison.trials:
         words = comparison.describe(trial.setting).items()
-        alike = [f"{k} {v}" for k, v in words if k not in {"dimensions", "storage"}]
+        alike = [f"{name} {value}" for name, value in words if name != "dimensions"]
         lines.setdefault(", ".join(alike) or comparison.dataset, []).append(trial)
     # A fixed salt and no date: the same result gives the same file.
     with rc_context({"svg.hashsalt": "qwen3", "svg.fonttype": "none", "font.size": 9}):
@@ -38,9 +39,13 @@ def draw(comparison: Comparison, path: Path) -> None:
             for trials, style in zip(groups, [*styles, CHOSEN], strict=True):
                 points = sorted((getattr(t, key), *t.metrics[comparison.metric]) for t in trials)
                 x, y, low, high = zip(*points, strict=True)
-                (line,) = axes.plot(x, y, linewidth=1, **style)
+                # Latency varies by chance: no line through it.
+                linestyle = "-" if key == "bytes_per_document" else ""
+                (line,) = axes.plot(x, y, linestyle, linewidth=1, **style)
                 axes.vlines(x, low, high, colors=line.get_color(), alpha=0.3)
             axes.set(xscale="log", xlabel=title)
+            axes.xaxis.set_major_formatter(LogFormatter())
+            axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
         panels[0].set_ylabel(f"{comparison.metric}, 95% interval")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 0.02  # of the metric: a loss that is worth what it saves
 LEVEL = 0.05
 CAPTION = (
-    "{} settings on {} queries of {}; 95% bootstrap intervals. loss: to the best setting, paired "
-    "by query. *: the cheapest (by rerank depth, then bytes of a document's vectors, weights, "
-    f"keywords) whose loss is not significant (p from {LEVEL} on, uncorrected: a correction would "
-    f"let more pass) and whose interval excludes a loss over {TOLERANCE}. Exploratory: the best "
-    "was picked on these queries, and fewer than 50 tell little; confirm it on others. ms: one "
-    "query here, encoded, searched exactly, reranked."
+    "{} settings on {} queries of {}, with 95% bootstrap intervals. loss: beside the best setting, "
+    "paired by query; interval and p. *: the cheapest (by rerank depth, then bytes of a document's "
+    f"vectors, weights, keywords) whose loss is not significant (p from {LEVEL} on, uncorrected: a "
+    f"correction would let more pass) and whose interval excludes a loss over {TOLERANCE}. "
+    "Exploratory: the best was picked on these queries, and fewer than 50 tell little; confirm it "
+    "on others. ms: one query here, encoded, searched exactly, reranked."
 )
 ELSEWHERE = {  # where an option goes that is none of EncoderConfig's
     "chunk_tokens": "index --max-tokens {}",
@@ -63,7 +63,7 @@ class Comparison:
         """Return a setting's dimensions and what else differs among the settings."""
         names = {text: name for name, text in self.instructions.items()}
         return {
-            name: names.get(value, str(value))
+            name: names.get(value, str(value).lower())
             for name, value in asdict(setting).items()
             if name == "dimensions" or len({getattr(t.setting, name) for t in self.trials}) > 1
         }
@@ -71,7 +71,9 @@ class Comparison:
     def snippet(self) -> str:
         """Return Python to paste: the recommended config and its contract."""
         default, values = EncoderConfig().portable(), asdict(self.recommended.setting)
-        options = {k: v for k, v in self.config.portable().items() if v != default[k]}
+        options = {
+            k: v for k, v in self.config.portable().items() if k == "model" or v != default[k]
+        }
         notes = {words: values[name] for name, words in ELSEWHERE.items()}
         lines = [f"# {k.format(v)}" for k, v in notes.items() if v not in {None, 0, "float32"}]
         imports = "from qwen3_embedding_integrations import EmbeddingContract, EncoderConfig\n"
@@ -80,15 +82,15 @@ class Comparison:
         return "\n".join([imports, config, contract, *lines])
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the table: JSON-able values by column, a setting in each row."""
+        """Return the table, JSON-able, a setting in each row; values with intervals, p at last."""
         return [
             {
                 "": "*" * (one is self.recommended),
                 **self.describe(one.setting),
-                **_rounded(one.metrics[self.metric], self.metric, "low", "high"),
-                **_rounded(one.loss, "loss", "loss low", "loss high", "p"),
+                self.metric: one.metrics[self.metric],
+                "loss": one.loss,
                 "bytes/document": round(one.bytes_per_document),
-                "ms": round(one.latency_ms, 1),
+                "ms": round(one.latency_ms, 2),
             }
             for one in self.trials
         ]
@@ -153,7 +155,3 @@ def _cost(trial: Trial) -> tuple[float, ...]:
 
 def _call(name: str, arguments: dict[str, Any]) -> str:
     return "\n".join([f"{name}(", *(f"    {k}={v!r}," for k, v in arguments.items()), ")"])
-
-
-def _rounded(values: Sequence[float], *names: str) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in zip(names, values, strict=True)}

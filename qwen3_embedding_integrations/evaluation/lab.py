@@ -50,8 +50,9 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_choice("storage", self.storage, tuple(ITEM_BYTES))
-        if self.dense_weight is not None and not 0 <= self.dense_weight <= 1:
-            raise ConfigError(f"dense_weight is {self.dense_weight}; choose from 0 to 1, or None")
+        weight = self.dense_weight
+        if weight is not None and not (isinstance(weight, float | int) and 0 <= weight <= 1):
+            raise ConfigError(f"dense_weight is {weight!r}; choose from 0 to 1, or None")
         check_range("rerank_depth", self.rerank_depth, 0, 1000)
 
 
@@ -211,13 +212,11 @@ def _cut(vectors: Vectors, dimensions: int) -> Vectors:
 def _rank(
     retriever: Qwen3Retriever, query: str, instruction: str, pieces: _Pieces
 ) -> list[tuple[str, float]]:
-    """Return the first DEPTH documents, each where its best piece stands."""
+    """Return the documents of the first pieces, DEPTH of them or more; the first place counts."""
     limit = DEPTH
     while True:
         hits = retriever.search(query, limit=limit, instruction=instruction)
-        best: dict[str, float] = {}
-        for hit in hits:
-            best.setdefault(pieces.owners[int(hit.id)], hit.score)
-        if len(best) >= DEPTH or len(hits) < limit:
-            return list(best.items())[:DEPTH]
+        ranked = [(pieces.owners[int(hit.id)], hit.score) for hit in hits]
+        if len({owner for owner, _ in ranked}) >= DEPTH or len(hits) < limit:
+            return ranked
         limit *= 4

@@ -230,7 +230,7 @@ def test_a_quantization_loads_its_own_encoder(labelled):
             measured = evaluate(encoder, labelled, instruction=ENGLISH)
         trial = trial_of(found, quantization=quantization)
         assert trial.metrics["ndcg@10"] == pytest.approx(measured.metrics["ndcg@10"], abs=1e-3)
-    assert {row["quantization"] for row in found.rows()} == {"None", "int8"}
+    assert {row["quantization"] for row in found.rows()} == {"none", "int8"}
 
 
 def test_each_loss_is_the_paired_test_against_the_best(found):
@@ -294,15 +294,15 @@ def test_the_snippet_runs_and_tells_the_truth(found):
 
 
 def test_the_chart_holds_every_series(found, tmp_path):
-    """The chart is an SVG and a PNG with a line for all that differs beside width and storage."""
+    """The chart is an SVG and a PNG with a line for all that differs beside the width."""
     draw(found, tmp_path / "chart")
     svg = (tmp_path / "chart.svg").read_text(encoding="utf-8")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
-    for chunk_tokens in (None, 48):
-        for name in ("i1", "i2"):
-            for weight in (None, 0.3):
-                label = f"chunk_tokens {chunk_tokens}, instruction {name}, dense_weight {weight}"
-                assert label in svg
+    for trial in found.trials:
+        words = found.describe(trial.setting)
+        assert words.pop("dimensions") in {"256", "64"}
+        assert list(words) == ["chunk_tokens", "instruction", "storage", "dense_weight"]
+        assert ", ".join(f"{name} {value}" for name, value in words.items()) in svg
     for words in ("recommended", "bytes of a document", "ms of a query", "ndcg@10, 95% interval"):
         assert words in svg
     draw(found, tmp_path / "again")
@@ -327,6 +327,7 @@ def test_left_out_values_have_defaults():
         ({"dimensions": [31]}, "dimensions is 31; choose a number from 32 to 256"),
         ({"dimensions": [512]}, "dimensions is 512; choose a number from 32 to 256"),
         ({"storage": ["bit"]}, "storage is 'bit'; choose one of 'float32', 'float16', 'int8'"),
+        ({"dense_weight": ["much"]}, "dense_weight is 'much'; choose from 0 to 1, or None"),
         ({"dense_weight": [1.5]}, "dense_weight is 1.5; choose from 0 to 1, or None"),
         ({"rerank_depth": [-1]}, "rerank_depth is -1; choose a number from 0 to 1000"),
         ({"dense_weight": []}, "these are 0 settings; give 1 to 200"),
@@ -390,7 +391,7 @@ def test_the_command_speaks_json(folder, tmp_path, monkeypatch):
     assert run.exit_code == 0, run.output
     said = json.loads(run.stdout)
     assert len(said["rows"]) == 4
-    assert {row["chunk_tokens"] for row in said["rows"]} == {"None", "32"}
+    assert {row["chunk_tokens"] for row in said["rows"]} == {"none", "32"}
     assert [row[""] for row in said["rows"]].count("*") == 1
     assert said["contract"]["dimensions"] == 64
     assert (tmp_path / "compare.svg").is_file()
@@ -398,6 +399,8 @@ def test_the_command_speaks_json(folder, tmp_path, monkeypatch):
 
 def test_the_command_refuses_what_is_no_number(folder):
     """A value that is no number is a ConfigError that names the option."""
-    run = CliRunner().invoke(app, ["compare", str(folder), "--dimensions", "256,wide"])
+    run = CliRunner().invoke(
+        app, ["compare", str(folder), "--model", "tiny", "--dimensions", "64,wide"]
+    )
     assert isinstance(run.exception, ConfigError)
-    assert "dimensions is '256,wide'; give values, with commas" in str(run.exception)
+    assert "dimensions is 'wide', a str; give int" in str(run.exception)

@@ -54,8 +54,8 @@ def compare_paired(
     share of resamples on the other side of 0, at least 2 / (num_resamples + 1). Raises InputError
     if the items are not the same.
     """
-    labels, others = (one.values.get("label") for one in (results, baseline))
-    if results.ids != baseline.ids or not np.array_equal(labels, others):  # None twice is equal
+    labels, others = (one.values.get("label", np.empty(0)) for one in (results, baseline))
+    if results.ids != baseline.ids or not np.array_equal(labels, others):
         raise InputError("the baseline is of other items, or other labels: not to be paired")
     num_items = len(results.ids)
     values = _gains(results, baseline, np.ones((1, num_items)))

@@ -118,14 +118,14 @@ def compare(
     trials: list[Trial] = []
     contracts: dict[str | None, EmbeddingContract] = {}
     scores: Scores = {}
-    for quantization in grid.get("quantization", (None,)):
+    for quantization in dict.fromkeys(grid.get("quantization", (None,))):
         options: dict[str, Any] = {"quantization": quantization, "dimensions": None}
         with Qwen3Encoder(replace(config, **options)) as encoder:
             lab = Lab(encoder, dataset, reranker, scores)
-            settings = make_settings(grid | {"quantization": [quantization]}, encoder.dimensions)
-            for setting in settings:
-                trials.append(lab.measure(setting))
-                logger.info("measured: %s", setting)
+            for setting in make_settings(grid, encoder.dimensions):
+                if setting.quantization == quantization:
+                    trials.append(lab.measure(setting))
+                    logger.info("measured: %s", setting)
             contracts[quantization] = encoder.contract
     trials.sort(key=lambda one: (-one.metrics[metric].value, *_cost(one)))
     losses = [compare_paired(one.results, trials[0].results)[metric] for one in trials]

@@ -51,10 +51,8 @@ def compare(
     from ..evaluation.chart import draw
     from ..sharing import shared_reranker
 
-    options, values = (
-        given(locals(), "model", "device", "dtype", "on_empty"),
-        given(locals(), *AXES),
-    )
+    options = given(locals(), "model", "device", "dtype", "on_empty")
+    values = given(locals(), *AXES)
     grid = {name: [_value(word.strip()) for word in values[name].split(",")] for name in values}
     grid |= {"instruction": instruction} if instruction else {}
     config = EncoderConfig.from_options(**options)

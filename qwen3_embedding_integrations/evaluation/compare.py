@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..contract import EmbeddingContract
-from ..core.config import EncoderConfig, check_choice
+from ..core.config import MIN_DIMENSIONS, EncoderConfig, check_choice
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError
 from ..search import Reranker
@@ -70,12 +70,11 @@ class Comparison:
 
     def snippet(self) -> str:
         """Return Python to paste: the recommended config and its contract."""
-        default, values = EncoderConfig().portable(), asdict(self.recommended.setting)
-        options = {
-            k: v for k, v in self.config.portable().items() if k == "model" or v != default[k]
-        }
-        notes = {words: values[name] for name, words in ELSEWHERE.items()}
-        lines = [f"# {k.format(v)}" for k, v in notes.items() if v not in {None, 0, "float32"}]
+        given, default = self.config.portable(), EncoderConfig().portable()
+        options = {k: v for k, v in given.items() if k == "model" or v != default[k]}
+        values = {one: getattr(self.recommended.setting, one.name) for one in fields(Setting)}
+        notes = {one.name: value for one, value in values.items() if value != one.default}
+        lines = [f"# {ELSEWHERE[k].format(v)}" for k, v in notes.items() if k in ELSEWHERE]
         imports = "from qwen3_embedding_integrations import EmbeddingContract, EncoderConfig\n"
         config = _call("config = EncoderConfig", options)
         contract = _call("contract = EmbeddingContract", asdict(self.contract))
@@ -115,6 +114,7 @@ def compare(
     check_choice("metric", metric, tuple(measure_ranking(dataset, {}).values))
     if any(grid.get("rerank_depth", ())) and reranker is None:
         raise ConfigError(f"rerank_depth is {grid['rerank_depth']}; give a reranker")
+    make_settings({"dimensions": [MIN_DIMENSIONS]} | grid, 1_000_000)  # before a model is loaded
     trials: list[Trial] = []
     contracts: dict[str | None, EmbeddingContract] = {}
     scores: Scores = {}

@@ -293,6 +293,18 @@ def test_the_snippet_runs_and_tells_the_truth(found):
         assert (words in found.snippet()) == is_meant, words
 
 
+def test_keywords_alone_are_said(found):
+    """A weight of 0 is a value like any other: the snippet says it, and no default."""
+    setting = Setting(dimensions=64, dense_weight=0)
+    chosen = found.trials[0]._replace(setting=setting)
+    (note,) = [
+        line
+        for line in replace(found, recommended=chosen).snippet().splitlines()
+        if line.startswith("#")
+    ]
+    assert note.endswith("dense_weight=0)")
+
+
 def test_the_chart_holds_every_series(found, tmp_path):
     """The chart is an SVG and a PNG with a line for all that differs beside the width."""
     draw(found, tmp_path / "chart")
@@ -344,6 +356,8 @@ def test_a_depth_needs_a_reranker_and_a_metric_a_name(labelled):
     """A rerank depth without a reranker, and an unknown metric, are refused before any work."""
     with pytest.raises(ConfigError, match="rerank_depth is \\[0, 10\\]; give a reranker"):
         compare(TINY, labelled, {"rerank_depth": [0, 10]})
+    with pytest.raises(ConfigError, match="storage is 'bit'"):
+        compare("no/such-model", labelled, {"storage": ["bit"]})
     with pytest.raises(ConfigError, match="metric is 'ndcg'; choose one of 'ndcg@10'"):
         compare(TINY, labelled, metric="ndcg")
 

@@ -81,4 +81,4 @@ def _value(word: str) -> str | float | None:
 
 
 def _cell(value: Any) -> str:
-    return " ".join(f"{one:.4f}" for one in value) if isinstance(value, tuple) else str(value)
+    return " ".join(f"{one:.3f}" for one in value) if isinstance(value, tuple) else str(value)

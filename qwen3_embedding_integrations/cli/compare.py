@@ -11,7 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.config import DEFAULT_RERANKER, EncoderConfig
-from .options import DeviceOption, DtypeOption, JsonOption, ModelOption, given, out, print_json
+from .options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LoraOption,
+    ModelOption,
+    given,
+    out,
+    print_json,
+)
 
 AXES = (
     "quantization", "chunk_tokens", "dimensions", "storage", "dense_weight", "rerank_depth",
@@ -35,6 +44,7 @@ def compare(
     ] = None,
     rerank_depth: Annotated[str | None, typer.Option(help="Candidates: 0,20,50.")] = None,
     reranker: Annotated[str, typer.Option(help="Hub id or folder.")] = DEFAULT_RERANKER,
+    lora: LoraOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     on_empty: Annotated[str | None, typer.Option(help="Empty texts: error or embed.")] = None,
@@ -51,7 +61,7 @@ def compare(
     from ..evaluation.chart import draw
     from ..sharing import shared_reranker
 
-    options = given(locals(), "model", "device", "dtype", "on_empty")
+    options = given(locals(), "model", "lora", "device", "dtype", "on_empty")
     values = given(locals(), *AXES)
     grid = {name: [_value(word.strip()) for word in values[name].split(",")] for name in values}
     grid |= {"instruction": instruction} if instruction else {}

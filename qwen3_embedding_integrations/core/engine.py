@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from ..errors import (
     DeviceOutOfMemoryError,
@@ -35,6 +34,13 @@ logger = logging.getLogger(__name__)
 
 Launch = Callable[[PackedBatch], Callable[[], Vectors]]  # the inner call waits for (B, H)
 
+# What torch's CPU, Metal and ONNX Runtime say when memory runs out.
+NO_ROOM = (
+    "can't allocate memory",
+    "MPS backend out of mem",
+    "Failed to allocate memory",
+    "bad_alloc",
+)
 FORWARDS_TO_GROW = 64  # good forwards before a lowered budget is raised; doubled at each failure
 
 
@@ -255,6 +261,8 @@ class _Worker:
         if _is_out_of_memory(failure):
             self.num_out_of_memory += 1
             if self.name.startswith("cuda"):
+                import torch  # here alone: an exported model runs without it
+
                 torch.cuda.empty_cache()
             if len(flight.batch) == 1:
                 num_tokens, name = flight.batch.num_keys, self.name
@@ -320,12 +328,11 @@ def _raiser(error: Exception) -> Callable[[], Vectors]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # Only CUDA has an error class of its own; any other RuntimeError is not a matter of room.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError)
-        and not isinstance(error, EngineError)
-        and any(text in str(error) for text in ("can't allocate memory", "MPS backend out of mem"))
-    )
+    # By name: torch is not loaded where an exported model runs.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    # Only CUDA has an error class of its own; any other failure is not a matter of room.
+    return not isinstance(error, EngineError) and any(text in str(error) for text in NO_ROOM)
 
 
 _running: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
+    from .export.command import ExportedModel, Parity, export_model
     from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
     from .keywords import KeywordIndex
@@ -61,6 +62,7 @@ __all__ = [
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "ExportedModel",
     "Fault",
     "Hit",
     "HybridStore",
@@ -73,6 +75,7 @@ __all__ = [
     "ModelError",
     "ModelLoadError",
     "NonFiniteOutputError",
+    "Parity",
     "QuantizedModel",
     "QueueFullError",
     "Qwen3EmbeddingError",
@@ -90,6 +93,7 @@ __all__ = [
     "StoreError",
     "TextTooLongError",
     "diagnose",
+    "export_model",
     "index_documents",
     "quantize_model",
     "shared_encoder",
@@ -107,12 +111,14 @@ _HOMES = {
     "EncoderConfig": "core.config",
     "EncoderReranker": "search",
     "EncoderStats": "contract",
+    "ExportedModel": "export.command",
     "Fault": "doctor.faults",
     "Hit": "rows",
     "HybridStore": "hybrid",
     "IndexReport": "indexing",
     "KeywordIndex": "keywords",
     "MemoryStore": "cache",
+    "Parity": "export.command",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
     "Qwen3Reranker": "reranker",
@@ -125,6 +131,7 @@ _HOMES = {
     "RerankerStats": "reranker",
     "SearchStore": "rows",
     "diagnose": "doctor.diagnosis",
+    "export_model": "export.command",
     "index_documents": "indexing",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",

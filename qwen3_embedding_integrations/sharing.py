@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from .core.backends import Backend, encoder_backend, reranker_backend
 from .core.config import EncoderConfig, EngineConfig, RerankerConfig
 from .encoder import Qwen3Encoder
 from .remote import RemoteEncoder
 from .reranker import Qwen3Reranker
 
 if TYPE_CHECKING:
-    from .core.loading import LoadedModel
+    from .core.loaded import LoadedModel
     from .core.pairs import PairTokenizer
     from .core.tokenizer import Tokenizer
 
@@ -62,9 +63,7 @@ def shared_encoder(
     config = EncoderConfig.of(config)
     if config.is_remote:
         return _remote_encoder(config)
-    from .core.loading import load_model
-
-    return _shared(config, load_model, Qwen3Encoder.over)
+    return _shared(config, encoder_backend, Qwen3Encoder.over)
 
 
 def shared_reranker(config: RerankerConfig | str | None = None) -> Qwen3Reranker:
@@ -73,25 +72,22 @@ def shared_reranker(config: RerankerConfig | str | None = None) -> Qwen3Reranker
     Rerankers that differ only in instruction, max_length or on_too_long share one copy of the
     weights and one queue. Safe in threads and after a fork, as `shared_encoder`.
     """
-    from .core.loading import load_reranker
-
-    return _shared(RerankerConfig.of(config), load_reranker, Qwen3Reranker.over)
+    return _shared(RerankerConfig.of(config), reranker_backend, Qwen3Reranker.over)
 
 
-def _shared(config: C, load: Callable[[EngineConfig], L], over: Callable[[L, C], M]) -> M:
-    from .core.loading import resolve
-
+def _shared(config: C, backend_of: Callable[[C], Backend[L]], over: Callable[[L, C], M]) -> M:
     registry = _registry
     with registry.lock:
         model = registry.models.get(config)
         if model is not None and not model.is_closed:
             return model
-    engine_config = resolve(config.engine)  # "auto" and what it comes to are one engine
+    backend = backend_of(config)
+    engine_config = backend.resolve(config.engine)  # "auto" and what it comes to are one engine
     with registry.lock:
         slot = registry.slots.setdefault((type(config), engine_config), _Slot())
     with slot.lock:  # its own: another model loads meanwhile
         if slot.loaded is None or slot.loaded.engine.is_closed:
-            slot.loaded = load(engine_config)
+            slot.loaded = backend.load(engine_config)
         with registry.lock:
             model = registry.models.get(config)
             if model is None or model.is_closed:

@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from ..bench.command import bench
 from ..doctor.command import doctor
 from ..errors import Qwen3EmbeddingError
+from ..export.command import export
 from ..quantize import quantize
 from ..server.command import serve
 from .contract import contract_app
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, index, reindex, search, rerank, encode, serve, quantize, bench, doctor):
+for verb in (demo, index, reindex, search, rerank, encode, serve, quantize, export, bench, doctor):
     app.command()(verb)
 app.add_typer(contract_app, name="contract")
 

@@ -21,11 +21,13 @@ TINY = "tiny"  # the small model this package carries, for trying and for tests
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 AttentionBackend = Literal["auto", "flash", "efficient", "sdpa"]
 Quantization = Literal["int8", "fp8"]
+BackendName = Literal["auto", "torch", "onnx", "openvino"]
 MACHINE_OPTIONS = {
-    "device", "attention", "max_batch_tokens", "max_queue_tokens", "local_files_only",
+    "device", "attention", "max_batch_tokens", "max_queue_tokens", "local_files_only", "backend",
 }  # fmt: skip
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8", "fp8")
+BACKENDS = ("auto", "torch", "onnx", "openvino")
 ATTENTION_BACKENDS = ("auto", "flash", "efficient", "sdpa")
 
 
@@ -138,6 +140,7 @@ class EncoderOptions(RemoteOptions, total=False):
     max_queue_tokens: int | None
     local_files_only: bool
     base_url: str | None
+    backend: BackendName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +164,9 @@ class EncoderConfig(EngineConfig):
     `revision` what to record of its weights, `dtype` and `quantization` what to record of it."""
     api_key_env: str | None = None
     """The environment variable that holds the server's key."""
+    backend: BackendName = "auto"
+    """"torch", or the runtime of a folder that `qwen3-embedding export` wrote, without torch:
+    "onnx" or "openvino". "auto" is what the folder was made for, and torch for any other model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -170,6 +176,7 @@ class EncoderConfig(EngineConfig):
         check_range("max_length", self.max_length, 4, 1_000_000)
         check_choice("on_too_long", self.on_too_long, ("truncate", "error", "chunk_mean"))
         check_choice("on_empty", self.on_empty, ("error", "embed"))
+        check_choice("backend", self.backend, BACKENDS)
         if self.base_url is not None:
             self._check_remote(self.base_url)
         if self.api_key_env is not None:

@@ -1,0 +1,147 @@
+"""export_model and the verb export: a folder with graph, tokenizer and contract, and its parity."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import typer
+
+from ..core.checkpoint import locate_model
+from ..core.config import EncoderConfig, check_choice
+from ..core.exported import GRAPHS, NOTE
+from ..demo import load_texts
+from ..encoder import Qwen3Encoder
+from ..errors import ConfigError
+
+Format = StrEnum("Format", ["onnx", "openvino"])
+Precision = StrEnum("Precision", ["fp32", "fp16", "int8", "int4"])
+SIDE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "modules.json")
+NUM_ARTICLES = 24  # of the demo that parity is measured on; one text more is made of them all
+MAX_CHARS = 4000  # of that one
+
+
+class Parity(NamedTuple):
+    """Vectors of an exported model beside the core's in float32, for the same texts."""
+
+    num_texts: int  # each alone, and all in one call
+    max_tokens: int  # of the longest
+    max_difference: float  # of any component
+    mean_cosine: float
+    min_cosine: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedModel:
+    """What `export_model` wrote."""
+
+    folder: Path
+    num_bytes: int  # of the graph and its weights
+    kept: dict[str, float]  # projections left in floats, and the error that int8 would have made
+    parity: Parity
+
+
+def export_model(
+    model: str,
+    out: str | Path,
+    *,
+    format: Literal["onnx", "openvino"] = "onnx",
+    precision: Literal["fp32", "fp16", "int8", "int4"] = "fp32",
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> ExportedModel:
+    """Write `model` as a graph to the new folder `out`, with its tokenizer and contract.
+
+    `Qwen3Encoder(out)` then gives its vectors without torch, on a CPU, under the contract of
+    `model`; the graph takes input_ids (B, S) and lengths (B,), int64, and gives vectors (B, H),
+    float32, for any other program. Arithmetic is in float32, but for the products of int8 and int4.
+    Raises ConfigError when `out` exists, ModelLoadError when `model` cannot be read,
+    MissingDependencyError without the extra.
+    """
+    from .graph import write_graph
+
+    check_choice("format", format, tuple(Format))
+    check_choice("precision", precision, tuple(Precision))
+    out = Path(out).expanduser()
+    if out.exists():
+        raise ConfigError(f"{out} exists already; give the name of a new folder")
+    config = EncoderConfig(model=model, revision=revision, local_files_only=local_files_only)
+    config = replace(config, dtype="float32", device="cpu")
+    folder = locate_model(config)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
+        partial = Path(temporary) / out.name  # a folder under its own name is whole
+        partial.mkdir()
+        kept = write_graph(folder, partial / GRAPHS[format], precision)
+        num_bytes = sum(path.stat().st_size for path in partial.iterdir())
+        for name in SIDE_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, partial / name)
+        with Qwen3Encoder(config) as core:
+            is_rounded = precision in {"int8", "int4"}
+            contract = replace(
+                core.contract,
+                dtype="float16" if precision == "fp16" else "float32",
+                quantization=f"{format}-{precision}" if is_rounded else None,
+            )
+            note = {"format": format, "precision": precision, "contract": contract.to_dict()}
+            _write(partial / NOTE, note)
+            with Qwen3Encoder(str(partial)) as exported:
+                parity = measure_parity(core, exported)
+        _write(partial / NOTE, note | {"kept": kept, "parity": parity._asdict()})
+        partial.rename(out)
+    return ExportedModel(folder=out, num_bytes=num_bytes, kept=kept, parity=parity)
+
+
+def measure_parity(core: Qwen3Encoder, exported: Qwen3Encoder) -> Parity:
+    """Return how far the two are apart on articles of the demo, alone and in one call."""
+    articles = [text.document for text in load_texts()]
+    articles = articles[:: len(articles) // NUM_ARTICLES]
+    texts = ["x", *articles, "\n".join(articles)[:MAX_CHARS]]
+    expected = core.encode_documents(texts)
+    alone = np.concatenate([exported.encode_documents([text]) for text in texts])
+    found = np.stack([alone, exported.encode_documents(texts)])  # (2, N, H)
+    cosines = (found * expected).sum(2)
+    return Parity(
+        num_texts=len(texts),
+        max_tokens=max(map(core.count_tokens, texts)),
+        max_difference=float(np.abs(found - expected).max()),
+        mean_cosine=float(cosines.mean()),
+        min_cosine=float(cosines.min()),
+    )
+
+
+def _write(path: Path, note: dict[str, object]) -> None:
+    path.write_text(json.dumps(note, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or 'tiny'.")],
+    out: Annotated[Path, typer.Argument(help="The new folder.")],
+    format: Annotated[Format, typer.Option(help="The runtime it is for.")] = Format.onnx,
+    precision: Annotated[Precision, typer.Option(help="Of the weights.")] = Precision.fp32,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
+    ] = None,
+) -> None:
+    """Write a model as an ONNX or OpenVINO graph, which runs without torch."""
+    from rich.console import Console
+
+    made = export_model(
+        model, out, format=format.value, precision=precision.value, revision=revision
+    )
+    console, parity = Console(highlight=False), made.parity
+    console.print(f"{made.folder}: {made.num_bytes / 1e6:,.0f} MB; use it: --model {made.folder}")
+    for name, error in made.kept.items():
+        console.print(f"kept in floats: {name} (int8 would move its layer by {error:.1%})")
+    console.print(
+        f"beside the core in float32, {parity.num_texts} texts of up to {parity.max_tokens} "
+        f"tokens, alone and in one call: greatest difference {parity.max_difference:.1e}, "
+        f"cosine {parity.mean_cosine:.6f}, least {parity.min_cosine:.6f}"
+    )

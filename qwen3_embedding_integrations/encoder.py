@@ -55,7 +55,7 @@ class Qwen3Encoder(Handle[EncoderConfig]):
     """
 
     def __init__(self, config: EncoderConfig | str | None = None) -> None:
-        from .core.backends import encoder_backend
+        from .core.exported import encoder_backend
 
         config = EncoderConfig.of(config)
         if config.is_remote:
@@ -63,7 +63,8 @@ class Qwen3Encoder(Handle[EncoderConfig]):
                 f"base_url is {config.base_url!r}, and Qwen3Encoder computes here; use "
                 "RemoteEncoder, or shared_encoder(config)"
             )
-        self._own(config, encoder_backend(config).load(config.engine))
+        _, load = encoder_backend(config)
+        self._own(config, load(config.engine))
 
     def _init(self, config: EncoderConfig, loaded: LoadedModel[Tokenizer]) -> None:
         from .core.inputs import InputRules

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from .core.backends import Backend, encoder_backend, reranker_backend
 from .core.config import EncoderConfig, EngineConfig, RerankerConfig
 from .encoder import Qwen3Encoder
 from .remote import RemoteEncoder
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", EncoderConfig, RerankerConfig)
 M = TypeVar("M", Qwen3Encoder, Qwen3Reranker)
+Resolve = Callable[[EngineConfig], EngineConfig]
 L = TypeVar("L", "LoadedModel[Tokenizer]", "LoadedModel[PairTokenizer]")
 
 
@@ -63,6 +63,8 @@ def shared_encoder(
     config = EncoderConfig.of(config)
     if config.is_remote:
         return _remote_encoder(config)
+    from .core.exported import encoder_backend
+
     return _shared(config, encoder_backend, Qwen3Encoder.over)
 
 
@@ -72,22 +74,30 @@ def shared_reranker(config: RerankerConfig | str | None = None) -> Qwen3Reranker
     Rerankers that differ only in instruction, max_length or on_too_long share one copy of the
     weights and one queue. Safe in threads and after a fork, as `shared_encoder`.
     """
-    return _shared(RerankerConfig.of(config), reranker_backend, Qwen3Reranker.over)
+    from .core.loading import load_reranker, resolve
+
+    return _shared(
+        RerankerConfig.of(config), lambda _: (resolve, load_reranker), Qwen3Reranker.over
+    )
 
 
-def _shared(config: C, backend_of: Callable[[C], Backend[L]], over: Callable[[L, C], M]) -> M:
+def _shared(
+    config: C,
+    backend_of: Callable[[C], tuple[Resolve, Callable[[EngineConfig], L]]],
+    over: Callable[[L, C], M],
+) -> M:
     registry = _registry
     with registry.lock:
         model = registry.models.get(config)
         if model is not None and not model.is_closed:
             return model
-    backend = backend_of(config)
-    engine_config = backend.resolve(config.engine)  # "auto" and what it comes to are one engine
+    resolve, load = backend_of(config)
+    engine_config = resolve(config.engine)  # "auto" and what it comes to are one engine
     with registry.lock:
         slot = registry.slots.setdefault((type(config), engine_config), _Slot())
     with slot.lock:  # its own: another model loads meanwhile
         if slot.loaded is None or slot.loaded.engine.is_closed:
-            slot.loaded = backend.load(engine_config)
+            slot.loaded = load(engine_config)
         with registry.lock:
             model = registry.models.get(config)
             if model is None or model.is_closed:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, MissingDependencyError, ModelLoadError, NonFiniteOutputError
 from .checkpoint import locate_model, read_architecture
-from .config import EngineConfig
+from .config import EncoderConfig, EngineConfig
 from .engine import Engine, Runner
 from .loaded import LoadedModel
 from .packing import PackedBatch
@@ -28,8 +28,9 @@ GRAPHS = {"onnx": "model.onnx", "openvino": "model.xml"}
 FREE_OPTIONS = {"model", "max_batch_tokens", "max_queue_tokens", "local_files_only"}
 MAX_BATCH_TOKENS = 2048
 Vectors = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
-Run = Callable[[Int64Array, Int64Array], Vectors]  # input_ids (B, S), lengths (B,) to (B, H)
+Run = Callable[[dict[str, Any]], Vectors]  # input_ids (B, S) and lengths (B,) int64 to (B, H)
+Resolve = Callable[[EngineConfig], EngineConfig]
+Load = Callable[[EngineConfig], LoadedModel[Tokenizer]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +50,23 @@ class LoadedGraph(LoadedModel[Tokenizer]):
         return self.note["contract"]["quantization"]
 
 
-def is_exported(model: str) -> bool:
-    """Whether `model` is a folder that `export` wrote."""
-    return (Path(model).expanduser() / NOTE).is_file()
+def encoder_backend(config: EncoderConfig) -> tuple[Resolve, Load]:
+    """Return what resolves the config and loads its model: torch's functions, or those below.
+
+    Raises ConfigError where the model is not one for `backend`.
+    """
+    folder = Path(config.model).expanduser()
+    made_for = read_note(folder)["format"] if (folder / NOTE).is_file() else "torch"
+    if config.backend not in {"auto", made_for}:
+        raise ConfigError(
+            f"backend is {config.backend!r}, and {config.model} is for {made_for!r}; leave backend "
+            "out, or make a folder for it: qwen3-embedding export MODEL FOLDER"
+        )
+    if made_for == "torch":
+        from . import loading
+
+        return loading.resolve, loading.load_model
+    return resolve, load_model
 
 
 def resolve(config: EngineConfig) -> EngineConfig:
@@ -63,8 +78,7 @@ def resolve(config: EngineConfig) -> EngineConfig:
                 f"{option.name} is {value!r}; an exported model runs on the CPU, as it was "
                 f"exported: leave {option.name} out"
             )
-    budget = config.max_batch_tokens
-    budget = MAX_BATCH_TOKENS if budget == "auto" else budget
+    budget = MAX_BATCH_TOKENS if config.max_batch_tokens == "auto" else config.max_batch_tokens
     return replace(config, device="cpu", max_batch_tokens=budget)
 
 
@@ -72,17 +86,22 @@ def load_model(config: EngineConfig) -> LoadedGraph:
     """Return the exported model, ready to run. Raises ModelLoadError, ConfigError."""
     config = resolve(config)
     folder = locate_model(config)
-    note = read_note(folder)
-    architecture = read_architecture(folder)
-    tokenizer = Tokenizer(folder)
-    run = RUNTIMES[note["format"]](folder / GRAPHS[note["format"]])
-    head = _Head(run, f"{note['format']} {note['precision']}")
-    runner = Runner(head, config.device, int(config.max_batch_tokens))
+    note, architecture, tokenizer = read_note(folder), read_architecture(folder), Tokenizer(folder)
+    made_for = note["format"]
+    try:
+        run = RUNTIMES[made_for](folder / GRAPHS[made_for])
+    except ImportError as error:
+        raise MissingDependencyError(
+            error.name or made_for, extra=made_for, reason=error
+        ) from error
+    except Exception as error:  # neither runtime has a class of its own for a bad file
+        raise ModelLoadError(f"{folder} cannot be loaded ({error}); export it again") from error
+    runner = Runner(_Head(run), config.device, int(config.max_batch_tokens))
     engine = Engine(
         [runner], width=architecture.hidden_size, max_queue_tokens=config.max_queue_tokens
     )
     config = replace(config, dtype=note["contract"]["dtype"])
-    logger.info("%s on %s: %s, %s", config.model, config.device, note["format"], note["precision"])
+    logger.info("%s on %s: %s, %s", config.model, config.device, made_for, note["precision"])
     return LoadedGraph(config, folder, architecture, tokenizer, engine, (), (), note=note)
 
 
@@ -90,80 +109,65 @@ def read_note(folder: Path) -> dict[str, Any]:
     """Return what `export` noted of its folder. Raises ModelLoadError."""
     try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(
-            f"{folder} has no {NOTE} that can be read ({error}); a graph and what belongs to it "
-            "are made by: qwen3-embedding export MODEL FOLDER"
-        ) from error
-    if note.get("format") not in GRAPHS:
-        raise ModelLoadError(f"{folder / NOTE}: the format is {note.get('format')!r}")
-    return note
+        if note["format"] in GRAPHS and note["contract"]["revision"]:
+            return note
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"{folder / NOTE} cannot be read ({error!r}); export again") from error
+    raise ModelLoadError(f"{folder / NOTE} names another format; upgrade this package")
 
 
 class _Head:
-    """Runs a batch: texts of similar length in one padded run each."""
+    """Runs a batch: texts of similar length together, padded."""
 
-    def __init__(self, run: Run, name: str) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
-        self._name = name
 
     def __call__(self, batch: PackedBatch) -> Callable[[], Vectors]:
         """Run the batch; the returned function gives its vectors, (B, H) float32."""
-        lengths = batch.lengths
-        parts: list[tuple[npt.NDArray[np.intp], Vectors]] = []
-        order = np.argsort(-lengths, kind="stable")
-        while len(order):
+        lengths, order = batch.lengths, np.argsort(-batch.lengths, kind="stable")
+        parts: list[Vectors] = []
+        rest = order
+        while len(rest):
             # Attention takes the square of the longest: a text half as long waits for the next.
-            num_texts = int((2 * lengths[order] > lengths[order[0]]).sum())
-            parts.append((order[:num_texts], self._part(batch.select(order[:num_texts]))))
-            order = order[num_texts:]
-        vectors = np.concatenate([part for _, part in parts])
-        vectors[np.concatenate([rows for rows, _ in parts])] = vectors.copy()
-        if not np.isfinite(vectors).all():
-            num_bad = int((~np.isfinite(vectors).all(axis=1)).sum())
+            num_texts = int((2 * lengths[rest] > lengths[rest[0]]).sum())
+            parts.append(self._run_padded(batch.select(rest[:num_texts])))
+            rest = rest[num_texts:]
+        vectors = np.empty((len(batch), parts[0].shape[1]), np.float32)
+        vectors[order] = np.concatenate(parts)
+        num_bad = int((~np.isfinite(vectors).all(axis=1)).sum())
+        if num_bad:
             raise NonFiniteOutputError(
-                f"{num_bad} of {len(vectors)} vectors hold NaN or inf in {self._name}; export the "
-                "model with precision fp32"
+                f"{num_bad} of {len(vectors)} vectors hold NaN or inf; export the model anew, in "
+                "fp32"
             )
         return lambda: vectors
 
-    def _part(self, batch: PackedBatch) -> Vectors:
+    def _run_padded(self, batch: PackedBatch) -> Vectors:
         num_prefix, own = len(batch.prefix_ids), batch.lengths
         input_ids = np.zeros((len(batch), num_prefix + own.max()), np.int64)
         input_ids[:, :num_prefix] = batch.prefix_ids
         input_ids[:, num_prefix:][np.arange(own.max()) < own[:, None]] = batch.input_ids
-        return self._run(input_ids, (own + num_prefix).astype(np.int64))
+        return self._run({"input_ids": input_ids, "lengths": own.astype(np.int64) + num_prefix})
 
 
 def _onnx(path: Path) -> Run:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime", extra="onnx", reason=error) from error
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Between runs its threads leave the cores to the tokenizer and to whoever else is there.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime has no class of its own for what cannot be read
-        raise ModelLoadError(f"{path} cannot be loaded ({error}); export it again") from error
-    return lambda input_ids, lengths: session.run(
-        None, {"input_ids": input_ids, "lengths": lengths}
-    )[0]
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda feed: session.run(None, feed)[0]
 
 
 def _openvino(path: Path) -> Run:
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingDependencyError("openvino", extra="openvino", reason=error) from error
+    import openvino
+
+    # Else it computes in bfloat16 wherever the processor can.
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    try:
-        compiled = openvino.Core().compile_model(path, "CPU", options)
-    except Exception as error:
-        raise ModelLoadError(f"{path} cannot be loaded ({error}); export it again") from error
-    return lambda input_ids, lengths: compiled({"input_ids": input_ids, "lengths": lengths})[0]
+    graph = openvino.Core().compile_model(path, "CPU", options)
+    return lambda feed: graph(feed, share_outputs=False)[0]
 
 
 RUNTIMES: dict[str, Callable[[Path], Run]] = {"onnx": _onnx, "openvino": _openvino}

@@ -1,4 +1,4 @@
-"""export_model and the verb export: a folder with graph, tokenizer and contract, and its parity."""
+"""export_model and the verb export: a folder with graph, tokenizer, contract and its parity."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ MAX_CHARS = 4000  # of that one
 
 
 class Parity(NamedTuple):
-    """Vectors of an exported model beside the core's in float32, for the same texts."""
+    """Exported vectors beside the core's in float32, of texts alone and in one call."""
 
-    num_texts: int  # each alone, and all in one call
+    num_texts: int
     max_tokens: int  # of the longest
     max_difference: float  # of any component
     mean_cosine: float
@@ -58,49 +58,50 @@ def export_model(
 ) -> ExportedModel:
     """Write `model` as a graph to the new folder `out`, with its tokenizer and contract.
 
-    `Qwen3Encoder(out)` then gives its vectors without torch, on a CPU, under the contract of
-    `model`; the graph takes input_ids (B, S) and lengths (B,), int64, and gives vectors (B, H),
-    float32, for any other program. Arithmetic is in float32, but for the products of int8 and int4.
-    Raises ConfigError when `out` exists, ModelLoadError when `model` cannot be read,
-    MissingDependencyError without the extra.
+    `Qwen3Encoder(out)` then gives its vectors on a CPU without torch, under the same contract. For
+    other programs: the graph takes input_ids (B, S), padded on the right with any id, and
+    lengths (B,), int64, and gives vectors (B, H), float32. Only the products of int8 and int4 are
+    not computed in float32. Raises ConfigError when `out` exists, ModelLoadError when `model`
+    cannot be read, MissingDependencyError without the extra (`onnx`, `openvino`).
     """
-    from .graph import write_graph
+    from .graph import write_graph, write_openvino
 
     check_choice("format", format, tuple(Format))
     check_choice("precision", precision, tuple(Precision))
     out = Path(out).expanduser()
     if out.exists():
         raise ConfigError(f"{out} exists already; give the name of a new folder")
-    config = EncoderConfig(model=model, revision=revision, local_files_only=local_files_only)
-    config = replace(config, dtype="float32", device="cpu")
+    config = EncoderConfig(
+        model=model, revision=revision, local_files_only=local_files_only,
+        dtype="float32", device="cpu", backend="torch",
+    )  # fmt: skip
     folder = locate_model(config)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         partial = Path(temporary) / out.name  # a folder under its own name is whole
         partial.mkdir()
-        kept = write_graph(folder, partial / GRAPHS[format], precision)
+        write = write_graph if format == "onnx" else write_openvino
+        kept = write(folder, partial / GRAPHS[format], precision)
         num_bytes = sum(path.stat().st_size for path in partial.iterdir())
         for name in SIDE_FILES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, partial / name)
         with Qwen3Encoder(config) as core:
-            is_rounded = precision in {"int8", "int4"}
             contract = replace(
                 core.contract,
                 dtype="float16" if precision == "fp16" else "float32",
-                quantization=f"{format}-{precision}" if is_rounded else None,
+                quantization=f"{format}-{precision}" if precision.startswith("int") else None,
             )
             note = {"format": format, "precision": precision, "contract": contract.to_dict()}
             _write(partial / NOTE, note)
             with Qwen3Encoder(str(partial)) as exported:
-                parity = measure_parity(core, exported)
+                parity = _measure(core, exported)
         _write(partial / NOTE, note | {"kept": kept, "parity": parity._asdict()})
         partial.rename(out)
     return ExportedModel(folder=out, num_bytes=num_bytes, kept=kept, parity=parity)
 
 
-def measure_parity(core: Qwen3Encoder, exported: Qwen3Encoder) -> Parity:
-    """Return how far the two are apart on articles of the demo, alone and in one call."""
+def _measure(core: Qwen3Encoder, exported: Qwen3Encoder) -> Parity:
     articles = [text.document for text in load_texts()]
     articles = articles[:: len(articles) // NUM_ARTICLES]
     texts = ["x", *articles, "\n".join(articles)[:MAX_CHARS]]
@@ -130,7 +131,7 @@ def export(
         str | None, typer.Option(help="Branch, tag or commit of a hub model.")
     ] = None,
 ) -> None:
-    """Write a model as an ONNX or OpenVINO graph, which runs without torch."""
+    """Write a model as an ONNX or OpenVINO graph, which runs without torch; say how exact it is."""
     from rich.console import Console
 
     made = export_model(

@@ -1,21 +1,19 @@
 """A checkpoint as an ONNX graph: token ids (B, S) and lengths (B,) to unit vectors (B, H).
 
-Only attention sees the padding: what comes before and after it runs on the T real tokens. The
-operators beyond ONNX's own are ONNX Runtime's (domain com.microsoft), which OpenVINO reads too.
+Only attention sees the padding: what comes before and after it runs on the T real tokens.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from ..core.checkpoint import Architecture, read_architecture
+from ..core.checkpoint import read_architecture
 from ..core.linear import Weight, quantize_weight
 from ..core.quantization import CPU, Quantizer
 from ..core.tokenizer import Tokenizer
@@ -28,160 +26,144 @@ try:
 except ImportError as error:
     raise MissingDependencyError("onnx", extra="onnx", reason=error) from error
 
-Precision = Literal["fp32", "fp16", "int8", "int4"]
+FLOAT, INT64, INT32 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32
+# ONNX Runtime's own operators: attention that keeps no scores, and products of fewer bits.
 RUNTIME = "com.microsoft"
-OPSETS = {"": 21, RUNTIME: 1}
-IR_VERSION = 10  # of ONNX 1.16: what onnxruntime reads from 1.18 on
+RUNTIME_OPERATORS = {
+    "GroupQueryAttention", "MatMulIntegerToFloat", "MatMulNBits", "QuickGelu",
+    "SkipSimplifiedLayerNormalization",
+}  # fmt: skip
+OPSETS = {"": 23, RUNTIME: 1}
+IR_VERSION = 11  # of ONNX 1.18, which brought opset 23
 ALIGNMENT = 4096  # where a weight begins in the data file: runtimes map pages
 INLINE_BYTES = 1024  # up to which a constant stays in the graph, whose shapes it may decide
 BLOCK = 32  # weights that share a scale in int4
+KEPT = "kept"  # how products are named whose weights must not be rounded
 
 
-def write_graph(folder: Path, path: Path, precision: Precision) -> dict[str, float]:
-    """Write the model in `folder` to `path`, its weights beside it.
+def write_graph(
+    folder: Path, path: Path, precision: str, *, is_portable: bool = False
+) -> dict[str, float]:
+    """Write the model in `folder` to `path`, its weights to a file beside it.
 
     Returns the projections that int8 and int4 leave in floats, and the errors that decided it.
+    `is_portable` is for other runtimes: float32 weights, of the values that int8 would have, and
+    attention by ONNX's own operators, which takes ONNX Runtime up to twice as long.
     Raises ConfigError for a weight that float16 cannot hold.
     """
-    architecture = read_architecture(folder)
-    is_rounded = precision in {"int8", "int4"}
-    quantizer = Quantizer(architecture, Tokenizer(folder)) if is_rounded else None
+    quantizer = None
+    if precision in {"int8", "int4"}:
+        quantizer = Quantizer(read_architecture(folder), Tokenizer(folder))
     with path.with_name(path.name + ".data").open("wb") as data:
-        graph = Qwen3Graph(_Nodes(data), architecture, precision)
+        stored = "fp32" if is_portable else precision
+        graph = Qwen3Graph(folder, data, stored, is_portable=is_portable)
 
         def pack(embedding: torch.Tensor, layers: Iterable[Layer]) -> Iterator[None]:
             graph.embed(embedding)
             for layer in layers if quantizer is None else quantizer.quantize(embedding, layers):
-                graph.add(layer)
+                graph.append(layer)
                 yield  # written: no two layers are in memory
 
+        architecture = graph.architecture
         weights = load_weights(folder, architecture, device=CPU, dtype=torch.float32, pack=pack)
         onnx.save_model(graph.finish(weights.norm), path)
     return quantizer.kept if quantizer else {}
 
 
-class _Nodes:
-    """The nodes and weights of a graph; large weights go straight to a file."""
+class Graph:
+    """Nodes and constants; large constants go straight to a file."""
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: BinaryIO) -> None:
         self.nodes: list[Any] = []
-        self.weights: list[Any] = []
+        self.constants: list[Any] = []
         self._data = data
-        self._numbers = count()
 
-    def add(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
-        """Add a node and return its outputs' names; an unknown operator is the runtime's own."""
-        names = [f"{op}_{next(self._numbers)}" for _ in range(outputs)]
-        domain = "" if op in ONNX_OPERATORS else RUNTIME
+    def add(self, op: str, *inputs: str, num_outputs: int = 1, **attributes: Any) -> list[str]:
+        """Add a node and return the names of its outputs."""
+        names = [f"{op}_{len(self.nodes)}_{i}" for i in range(num_outputs)]
+        domain = RUNTIME if op in RUNTIME_OPERATORS else ""
         self.nodes.append(helper.make_node(op, inputs, names, domain=domain, **attributes))
         return names
 
     def __call__(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node and return the name of its first output."""
         return self.add(op, *inputs, **attributes)[0]
 
-    def weight(self, values: torch.Tensor | npt.ArrayLike) -> str:
+    def constant(self, values: torch.Tensor | np.ndarray | np.generic | list[int]) -> str:
         """Add a constant and return its name."""
-        array = np.ascontiguousarray(
-            values.numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-        )
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        name = f"weight_{next(self._numbers)}"
-        tensor = TensorProto(name=name, data_type=kind, dims=np.shape(values))
+        array = values.numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+        shape, array = array.shape, np.ascontiguousarray(array)
+        tensor = TensorProto(name=f"constant_{len(self.constants)}", dims=shape)
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
         if array.nbytes <= INLINE_BYTES:
             tensor.raw_data = array.tobytes()
         else:
             self._data.write(b"\0" * (-self._data.tell() % ALIGNMENT))
-            place = {
-                "location": Path(self._data.name).name,
-                "offset": str(self._data.tell()),
-                "length": str(array.nbytes),
-            }
             tensor.data_location = TensorProto.EXTERNAL
-            for key, value in place.items():
-                tensor.external_data.add(key=key, value=value)
+            place = {"offset": self._data.tell(), "length": array.nbytes}
+            for key, value in {"location": Path(self._data.name).name, **place}.items():
+                tensor.external_data.add(key=key, value=str(value))
             self._data.write(array.data)
-        self.weights.append(tensor)
-        return name
-
-
-ONNX_OPERATORS = {
-    "Abs", "Add", "Cast", "Concat", "Cos", "CumSum", "Div", "Gather", "Less", "LpNormalization",
-    "MatMul", "Max", "Mul", "NonZero", "QuantizeLinear", "Range", "ReduceMax", "Reshape", "Shape",
-    "SimplifiedLayerNormalization", "Sin", "Sub", "Unsqueeze",
-}  # fmt: skip
+        self.constants.append(tensor)
+        return tensor.name
 
 
 class Qwen3Graph:
-    """Grows layer by layer; Qwen3Model (core/model.py) is what it computes."""
+    """What Qwen3Model (core/model.py) computes, layer after layer."""
 
-    def __init__(self, nodes: _Nodes, architecture: Architecture, precision: Precision) -> None:
-        self._architecture = architecture
-        self._precision = precision
+    def __init__(self, folder: Path, data: BinaryIO, precision: str, *, is_portable: bool) -> None:
+        self.architecture = a = read_architecture(folder)
+        self._precision, self._is_portable = precision, is_portable
         self._num_layers = 0
-        self._nodes = add = nodes
-        first, one, flat = (add.weight(np.array([n])) for n in (0, 1, -1))
-        zero, step = add.weight(np.int64(0)), add.weight(np.int64(1))
-        self._flat = flat
+        self._graph = add = Graph(data)
+        first, second, flat = (add.constant([n]) for n in (0, 1, -1))
+        zero, one = add.constant(np.int64(0)), add.constant(np.int64(1))
         self._shape = add("Shape", "input_ids")  # B, S
-        max_seqlen = add("Gather", self._shape, step)
-        positions = add("Range", zero, max_seqlen, step)  # (S,)
-        is_real = add(
-            "Less", add("Unsqueeze", positions, first), add("Unsqueeze", "lengths", one)
-        )  # (B, S)
-        is_real = add("Reshape", is_real, flat)
+        max_seqlen = add("Gather", self._shape, one)
+        positions = add("Range", zero, max_seqlen, one)  # (S,)
+        by_text = add("Unsqueeze", "lengths", second)
+        is_real = add("Reshape", add("Less", add("Unsqueeze", positions, first), by_text), flat)
         self._rows = add("Reshape", add("NonZero", is_real), flat)  # (T,) in B S
-        last = add("Sub", add("CumSum", "lengths", zero), step)  # (B,) in T
-        self._last, self._last_rows = last, add("Gather", self._rows, last)
-        # The place of each row among the real ones. Padding repeats the token before it: what is
-        # behind a text's last token, causal attention does not show it.
-        order = add("CumSum", add("Cast", is_real, to=TensorProto.INT64), zero)
-        self._places = add("Sub", order, step)  # (B S,) in T
+        self._last = add("Sub", add("CumSum", "lengths", zero), one)  # (B,) in T
+        # Padding repeats the token before it: causal attention shows no text what is behind it.
+        order = add("CumSum", add("Cast", is_real, to=INT64), zero)
+        self._places = add("Sub", order, one)  # (B S,) in T
         self._token_ids = add("Gather", add("Reshape", "input_ids", flat), self._rows)
-        self._lengths = add("Cast", add("Sub", "lengths", step), to=TensorProto.INT32)
-        self._max_seqlen = add("Cast", max_seqlen, to=TensorProto.INT32)
-        exponents = np.arange(0, architecture.head_dim, 2, np.float32) / architecture.head_dim
-        frequencies = add.weight((1 / architecture.rope_theta**exponents).astype(np.float32)[None])
-        angles = add("Cast", add("Unsqueeze", positions, one), to=TensorProto.FLOAT)
-        angles = add("Mul", angles, frequencies)
-        self._angles = add("Cos", angles), add("Sin", angles)  # (S, D / 2) each
+        self._lengths = add("Cast", add("Sub", "lengths", one), to=INT32)
+        self._max_seqlen = add("Cast", max_seqlen, to=INT32)
+        self._position_ids = add("Expand", add("Unsqueeze", positions, first), self._shape)
+        exponents = np.arange(0, a.head_dim, 2, np.float32) / np.float32(a.head_dim)
+        frequencies = add.constant((1 / np.float32(a.rope_theta) ** exponents)[None])
+        at = add("Cast", add("Unsqueeze", positions, second), to=FLOAT)
+        angles = add("Mul", at, frequencies)
+        self._cos, self._sin = add("Cos", angles), add("Sin", angles)  # (S, D / 2)
         self._residual = self._added = ""
 
     def embed(self, table: torch.Tensor) -> None:
-        """Begin with the rows of the embedding."""
-        add = self._nodes
-        if self._precision in {"int8", "int4"}:
-            rounded = quantize_weight(table)
-            values = add("Gather", add.weight(rounded.values), self._token_ids)
-            scales = add("Gather", add.weight(rounded.scale[:, None]), self._token_ids)
-            values = add("Cast", values, to=TensorProto.FLOAT)
-            self._residual = add("Mul", values, scales)
-        else:
-            stored = add.weight(self._stored(table))
-            rows = add("Gather", stored, self._token_ids)
-            self._residual = add("Cast", rows, to=TensorProto.FLOAT)  # (T, H)
+        """Begin with the rows of the embedding, (T, H)."""
+        add, is_rounded = self._graph, self._precision in {"int8", "int4"}
+        rounded = quantize_weight(table) if is_rounded else None
+        stored = self._stored(table) if rounded is None else rounded.values
+        rows = add("Gather", add.constant(stored), self._token_ids)
+        self._residual = add("Cast", rows, to=FLOAT)
+        if rounded is not None:
+            scales = add("Gather", add.constant(rounded.scale[:, None]), self._token_ids)
+            self._residual = add("Mul", self._residual, scales)
 
-    def add(self, layer: Layer) -> None:
-        """Add one layer; in the last only each text's last token goes past attention."""
-        a, add = self._architecture, self._nodes
+    def append(self, layer: Layer) -> None:
+        """Add a layer; in the last one only each text's last token goes past attention."""
+        a, add = self.architecture, self._graph
         self._num_layers += 1
-        is_last = self._num_layers == a.num_layers
         queries, keys = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
         x = self._norm(layer.input_norm)
         q, k, v = self._project(x, layer.qkv, [queries, keys, keys])
         q = self._per_text(self._head_norm(q, layer.q_norm), queries)
         k = self._per_text(self._head_norm(k, layer.k_norm), keys)
-        attended, _, _ = add.add(
-            "GroupQueryAttention",
-            *(q, k, self._per_text(v, keys), "", ""),
-            *(self._lengths, self._max_seqlen, *self._angles),
-            outputs=3,
-            num_heads=a.num_heads,
-            kv_num_heads=a.num_kv_heads,
-            do_rotary=1,
-        )  # (B, S, Hq D)
-        attended = add("Reshape", attended, add.weight(np.array([-1, queries])))
-        attended = add("Gather", attended, self._last_rows if is_last else self._rows)
-        if is_last:
+        attended = self._attend(q, k, self._per_text(v, keys))  # (B, S, Hq D)
+        attended = add("Reshape", attended, add.constant([-1, queries]))
+        attended = add("Gather", attended, self._rows)  # (T, Hq D)
+        if self._num_layers == a.num_layers:
+            attended = add("Gather", attended, self._last)
             self._residual = add("Gather", self._residual, self._last)
         (self._added,) = self._project(attended, layer.o, [a.hidden_size])
         x = self._norm(layer.post_attention_norm)
@@ -189,112 +171,119 @@ class Qwen3Graph:
         x = add("Mul", add("QuickGelu", gate, alpha=1.0), up)
         (self._added,) = self._project(x, layer.down, [a.hidden_size])
 
-    def finish(self, norm: torch.Tensor) -> Any:
+    def finish(self, norm: torch.Tensor) -> onnx.ModelProto:
         """Return the whole model."""
-        add = self._nodes
+        add, value = self._graph, helper.make_tensor_value_info
         hidden = self._norm(norm)  # (B, H)
-        add.nodes.append(helper.make_node("LpNormalization", [hidden], ["vectors"], axis=-1, p=2))
-        graph = helper.make_graph(
-            add.nodes,
-            "qwen3-embedding",
-            [
-                helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "S"]),
-                helper.make_tensor_value_info("lengths", TensorProto.INT64, ["B"]),
-            ],
-            [
-                helper.make_tensor_value_info(
-                    "vectors", TensorProto.FLOAT, ["B", self._architecture.hidden_size]
-                )
-            ],
-            add.weights,
-        )
+        length = add("ReduceL2", hidden, add.constant([-1]), keepdims=1)
+        add.nodes.append(helper.make_node("Div", [hidden, length], ["vectors"]))
+        inputs = [value("input_ids", INT64, ["B", "S"]), value("lengths", INT64, ["B"])]
+        outputs = [value("vectors", FLOAT, ["B", self.architecture.hidden_size])]
+        graph = helper.make_graph(add.nodes, "qwen3", inputs, outputs, add.constants)
         opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
+    def _attend(self, q: str, k: str, v: str) -> str:
+        add, angles = self._graph, (self._cos, self._sin)
+        num_heads, num_kv_heads = self.architecture.num_heads, self.architecture.num_kv_heads
+        if self._is_portable:
+            q = add("RotaryEmbedding", q, *angles, self._position_ids, num_heads=num_heads)
+            k = add("RotaryEmbedding", k, *angles, self._position_ids, num_heads=num_kv_heads)
+            heads = {"q_num_heads": num_heads, "kv_num_heads": num_kv_heads}
+            return add("Attention", q, k, v, is_causal=1, **heads)
+        inputs = q, k, v, "", "", self._lengths, self._max_seqlen, *angles
+        heads = {"num_heads": num_heads, "kv_num_heads": num_kv_heads}
+        return add("GroupQueryAttention", *inputs, num_outputs=3, do_rotary=1, **heads)
+
     def _norm(self, weight: torch.Tensor) -> str:
-        """Return the residual, with what was added to it, normed."""
-        add, eps = self._nodes, self._architecture.rms_norm_eps
-        scale = add.weight(weight)
+        """Return the residual normed, with what is to be added to it."""
+        add, options = self._graph, {"epsilon": self.architecture.rms_norm_eps}
+        inputs = self._residual, self._added, add.constant(weight)
         if not self._added:
-            return add("SimplifiedLayerNormalization", self._residual, scale, axis=-1, epsilon=eps)
-        normed, _, _, self._residual = add.add(
-            "SkipSimplifiedLayerNormalization",
-            *(self._residual, self._added, scale),
-            outputs=4,
-            epsilon=eps,
-        )
-        self._added = ""
+            return add("SimplifiedLayerNormalization", inputs[0], inputs[2], axis=-1, **options)
+        op = "SkipSimplifiedLayerNormalization"
+        normed, _, _, self._residual = add.add(op, *inputs, num_outputs=4, **options)
         return normed
 
     def _head_norm(self, x: str, weight: torch.Tensor) -> str:
-        a, add = self._architecture, self._nodes
-        x = add("Reshape", x, add.weight(np.array([0, -1, a.head_dim])))
-        scale = add.weight(weight)
-        return add("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=a.rms_norm_eps)
+        a, add = self.architecture, self._graph
+        x = add("Reshape", x, add.constant([0, -1, a.head_dim]))
+        inputs, options = (x, add.constant(weight)), {"epsilon": a.rms_norm_eps}
+        return add("SimplifiedLayerNormalization", *inputs, axis=-1, **options)
 
     def _per_text(self, x: str, width: int) -> str:
         """Return rows of T tokens as (B, S, width)."""
-        add = self._nodes
-        shape = add("Concat", self._shape, add.weight(np.array([width])), axis=0)
+        add = self._graph
+        shape = add("Concat", self._shape, add.constant([width]), axis=0)
         return add("Reshape", add("Gather", x, self._places), shape)
 
     def _project(self, x: str, weight: Weight, widths: list[int]) -> list[str]:
         """Return the products of x with the parts of a weight, each of so many outputs."""
-        add = self._nodes
+        add = self._graph
+        if self._is_portable and not isinstance(weight, torch.Tensor):
+            weight = weight.to_float()
         if isinstance(weight, torch.Tensor):
             return [self._product(x, part) for part in weight.split(widths)]
         if self._precision == "int4":
             return [self._product_int4(x, part) for part in weight.to_float().split(widths)]
-        # Rows are rounded as the core rounds them: symmetric, 127 levels on each side.
-        peak = add("ReduceMax", add("Abs", x), add.weight(np.array([-1])), keepdims=1)
-        peak = add("Max", peak, add.weight(np.float32(1e-30)))
-        step, middle = add.weight(np.float32(1 / 127)), add.weight(np.uint8(128))
+        # Rows are rounded as the core's: 127 levels on each side, so that no row changes another.
+        peak = add("ReduceMax", add("Abs", x), add.constant([-1]), keepdims=1)
+        peak = add("Max", peak, add.constant(np.float32(1e-30)))
+        step, middle = add.constant(np.float32(1 / 127)), add.constant(np.uint8(128))
         levels = add("QuantizeLinear", add("Div", x, peak), step, middle)
-        parts = zip(weight.values.split(widths), weight.scale.split(widths), strict=True)
-        return [
-            add(
-                "Mul",
-                add(
-                    "MatMulIntegerToFloat",
-                    *(levels, add.weight(values.t()), step, add.weight(scale), middle),
-                ),
-                peak,
-            )
-            for values, scale in parts
-        ]
+        products: list[str] = []
+        for values, scale in zip(
+            weight.values.split(widths), weight.scale.split(widths), strict=True
+        ):
+            inputs = levels, add.constant(values.t()), step, add.constant(scale), middle
+            products.append(add("Mul", add("MatMulIntegerToFloat", *inputs), peak))
+        return products
 
     def _product(self, x: str, weight: torch.Tensor) -> str:
-        add = self._nodes
-        stored = add.weight(self._stored(weight.t()))
-        if self._precision != "fp32":
-            stored = add("Cast", stored, to=TensorProto.FLOAT)
-        return add("MatMul", x, stored)
+        add = self._graph
+        stored = add("Cast", add.constant(self._stored(weight.t())), to=FLOAT)
+        kind = KEPT if weight.dtype == torch.bfloat16 else "product"
+        return add("MatMul", x, stored, name=f"{kind}_{len(add.nodes)}")
 
     def _product_int4(self, x: str, weight: torch.Tensor) -> str:
-        """Return a product with 16 levels in blocks of BLOCK inputs, two in a byte."""
-        num_outputs, num_inputs = weight.shape
-        blocks = weight.view(num_outputs, -1, BLOCK)
+        """Return a product with 15 levels in blocks of BLOCK inputs, two in a byte."""
+        blocks = weight.view(len(weight), -1, BLOCK)
         scale = blocks.abs().amax(2, keepdim=True).div_(7).clamp_min_(1e-30)
         levels = (blocks / scale).round_().add_(8).to(torch.uint8)
         pairs = levels[..., 0::2] | levels[..., 1::2] << 4
-        return self._nodes(
-            "MatMulNBits",
-            *(x, self._nodes.weight(pairs), self._nodes.weight(scale.flatten())),
-            N=num_outputs,
-            K=num_inputs,
-            bits=4,
-            block_size=BLOCK,
-            accuracy_level=4,  # products of int8 activations, a scale per block
-        )
+        inputs = x, self._graph.constant(pairs), self._graph.constant(scale.flatten())
+        sizes = {"N": weight.shape[0], "K": weight.shape[1], "bits": 4, "block_size": BLOCK}
+        # Level 4: activations are int8, with a scale per block.
+        return self._graph("MatMulNBits", *inputs, accuracy_level=4, **sizes)
 
     def _stored(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return a weight as it is kept; what is computed stays float32."""
-        if self._precision == "fp32":
-            return weight.float()
-        stored = weight.half()
+        """Return a weight as it is kept: float32 computes, whatever the file holds."""
+        stored = weight.float() if self._precision == "fp32" else weight.half()
         if not stored.isfinite().all():
             raise ConfigError(
                 f"precision is {self._precision!r}, and a weight of {weight.abs().max():.3g} is "
                 "beyond float16; use fp32"
             )
         return stored
+
+
+def write_openvino(folder: Path, path: Path, precision: str) -> dict[str, float]:
+    """Write the model in `folder` for OpenVINO to `path`, its weights beside it.
+
+    Returns the projections that int8 and int4 leave in floats, and the errors that decided it.
+    """
+    try:
+        import nncf
+        import openvino
+    except ImportError as error:
+        raise MissingDependencyError(str(error.name), extra="openvino", reason=error) from error
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+        kept = write_graph(folder, Path(temporary) / "model.onnx", precision, is_portable=True)
+        graph = openvino.convert_model(Path(temporary) / "model.onnx")
+        if precision in {"int8", "int4"}:
+            mode = nncf.CompressWeightsMode[f"{precision.upper()}_SYM"]
+            spared = nncf.IgnoredScope(patterns=[f"{KEPT}_.*"], validate=False)
+            options = {"group_size": BLOCK} if precision == "int4" else {}
+            graph = nncf.compress_weights(graph, mode=mode, ignored_scope=spared, **options)
+        openvino.save_model(graph, path, compress_to_fp16=precision == "fp16")
+    return kept

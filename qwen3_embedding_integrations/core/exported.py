@@ -158,7 +158,7 @@ def _onnx(path: Path) -> Run:
     # Between runs its threads leave the cores to the tokenizer and to whoever else is there.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda feed: session.run(None, feed)[0]
+    return lambda feed: np.asarray(session.run(None, feed)[0])
 
 
 def _openvino(path: Path) -> Run:

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import typer
@@ -118,7 +118,7 @@ def _measure(core: Qwen3Encoder, exported: Qwen3Encoder) -> Parity:
     )
 
 
-def _write(path: Path, note: dict[str, object]) -> None:
+def _write(path: Path, note: dict[str, Any]) -> None:
     path.write_text(json.dumps(note, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
@@ -134,9 +134,8 @@ def export(
     """Write a model as an ONNX or OpenVINO graph, which runs without torch; say how exact it is."""
     from rich.console import Console
 
-    made = export_model(
-        model, out, format=format.value, precision=precision.value, revision=revision
-    )
+    options: dict[str, Any] = {"format": str(format), "precision": str(precision)}
+    made = export_model(model, out, revision=revision, **options)
     console, parity = Console(highlight=False), made.parity
     console.print(f"{made.folder}: {made.num_bytes / 1e6:,.0f} MB; use it: --model {made.folder}")
     for name, error in made.kept.items():

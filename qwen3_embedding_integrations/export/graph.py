@@ -6,11 +6,12 @@ Only attention sees the padding: what comes before and after it runs on the T re
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..core.checkpoint import read_architecture
@@ -38,7 +39,6 @@ IR_VERSION = 11  # of ONNX 1.18, which brought opset 23
 ALIGNMENT = 4096  # where a weight begins in the data file: runtimes map pages
 INLINE_BYTES = 1024  # up to which a constant stays in the graph, whose shapes it may decide
 BLOCK = 32  # weights that share a scale in int4
-KEPT = "kept"  # how products are named whose weights must not be rounded
 
 
 def write_graph(
@@ -47,16 +47,14 @@ def write_graph(
     """Write the model in `folder` to `path`, its weights to a file beside it.
 
     Returns the projections that int8 and int4 leave in floats, and the errors that decided it.
-    `is_portable` is for other runtimes: float32 weights, of the values that int8 would have, and
-    attention by ONNX's own operators, which takes ONNX Runtime up to twice as long.
+    `is_portable` keeps to ONNX's own operators, for other runtimes than ONNX Runtime.
     Raises ConfigError for a weight that float16 cannot hold.
     """
     quantizer = None
     if precision in {"int8", "int4"}:
         quantizer = Quantizer(read_architecture(folder), Tokenizer(folder))
     with path.with_name(path.name + ".data").open("wb") as data:
-        stored = "fp32" if is_portable else precision
-        graph = Qwen3Graph(folder, data, stored, is_portable=is_portable)
+        graph = Qwen3Graph(folder, data, precision, is_portable=is_portable)
 
         def pack(embedding: torch.Tensor, layers: Iterable[Layer]) -> Iterator[None]:
             graph.embed(embedding)
@@ -89,12 +87,17 @@ class Graph:
         """Add a node and return the name of its first output."""
         return self.add(op, *inputs, **attributes)[0]
 
-    def constant(self, values: torch.Tensor | np.ndarray | np.generic | list[int]) -> str:
-        """Add a constant and return its name."""
+    def constant(
+        self,
+        values: torch.Tensor | npt.ArrayLike,
+        kind: int | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> str:
+        """Add a constant and return its name; `kind` and `shape` are those of packed values."""
         array = values.numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-        shape, array = array.shape, np.ascontiguousarray(array)
-        tensor = TensorProto(name=f"constant_{len(self.constants)}", dims=shape)
-        tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype) if kind is None else kind
+        shape, array = shape or array.shape, np.ascontiguousarray(array)
+        tensor = TensorProto(name=f"constant_{len(self.constants)}", data_type=kind, dims=shape)
         if array.nbytes <= INLINE_BYTES:
             tensor.raw_data = array.tobytes()
         else:
@@ -132,7 +135,7 @@ class Qwen3Graph:
         self._lengths = add("Cast", add("Sub", "lengths", one), to=INT32)
         self._max_seqlen = add("Cast", max_seqlen, to=INT32)
         self._position_ids = add("Expand", add("Unsqueeze", positions, first), self._shape)
-        exponents = np.arange(0, a.head_dim, 2, np.float32) / np.float32(a.head_dim)
+        exponents = np.arange(0, a.head_dim, 2, dtype=np.float32) / np.float32(a.head_dim)
         frequencies = add.constant((1 / np.float32(a.rope_theta) ** exponents)[None])
         at = add("Cast", add("Unsqueeze", positions, second), to=FLOAT)
         angles = add("Mul", at, frequencies)
@@ -220,37 +223,44 @@ class Qwen3Graph:
     def _project(self, x: str, weight: Weight, widths: list[int]) -> list[str]:
         """Return the products of x with the parts of a weight, each of so many outputs."""
         add = self._graph
-        if self._is_portable and not isinstance(weight, torch.Tensor):
-            weight = weight.to_float()
         if isinstance(weight, torch.Tensor):
             return [self._product(x, part) for part in weight.split(widths)]
         if self._precision == "int4":
             return [self._product_int4(x, part) for part in weight.to_float().split(widths)]
+        parts = list(zip(weight.values.split(widths), weight.scale.split(widths), strict=True))
+        if self._is_portable:  # how activations are rounded, the other runtime knows
+            return [self._widened(x, add.constant(v), s, axis=0) for v, s in parts]
         # Rows are rounded as the core's: 127 levels on each side, so that no row changes another.
         peak = add("ReduceMax", add("Abs", x), add.constant([-1]), keepdims=1)
         peak = add("Max", peak, add.constant(np.float32(1e-30)))
         step, middle = add.constant(np.float32(1 / 127)), add.constant(np.uint8(128))
         levels = add("QuantizeLinear", add("Div", x, peak), step, middle)
         products: list[str] = []
-        for values, scale in zip(
-            weight.values.split(widths), weight.scale.split(widths), strict=True
-        ):
+        for values, scale in parts:
             inputs = levels, add.constant(values.t()), step, add.constant(scale), middle
             products.append(add("Mul", add("MatMulIntegerToFloat", *inputs), peak))
         return products
 
     def _product(self, x: str, weight: torch.Tensor) -> str:
+        stored = self._graph("Cast", self._graph.constant(self._stored(weight.t())), to=FLOAT)
+        return self._graph("MatMul", x, stored)
+
+    def _widened(self, x: str, values: str, scale: torch.Tensor, **layout: int) -> str:
+        """Return a product with rounded weights (N, K) in ONNX's own notation."""
         add = self._graph
-        stored = add("Cast", add.constant(self._stored(weight.t())), to=FLOAT)
-        kind = KEPT if weight.dtype == torch.bfloat16 else "product"
-        return add("MatMul", x, stored, name=f"{kind}_{len(add.nodes)}")
+        weight = add("DequantizeLinear", values, add.constant(scale), **layout)
+        return add("MatMul", x, add("Transpose", weight, perm=[1, 0]))
 
     def _product_int4(self, x: str, weight: torch.Tensor) -> str:
         """Return a product with 15 levels in blocks of BLOCK inputs, two in a byte."""
         blocks = weight.view(len(weight), -1, BLOCK)
         scale = blocks.abs().amax(2, keepdim=True).div_(7).clamp_min_(1e-30)
-        levels = (blocks / scale).round_().add_(8).to(torch.uint8)
-        pairs = levels[..., 0::2] | levels[..., 1::2] << 4
+        levels = (blocks / scale).round_().to(torch.int8)
+        levels = levels & 15 if self._is_portable else levels + 8
+        pairs = (levels[..., 0::2] | levels[..., 1::2] << 4).view(torch.uint8)
+        if self._is_portable:
+            values = self._graph.constant(pairs, TensorProto.INT4, weight.shape)
+            return self._widened(x, values, scale.squeeze(2), axis=1, block_size=BLOCK)
         inputs = x, self._graph.constant(pairs), self._graph.constant(scale.flatten())
         sizes = {"N": weight.shape[0], "K": weight.shape[1], "bits": 4, "block_size": BLOCK}
         # Level 4: activations are int8, with a scale per block.
@@ -273,17 +283,12 @@ def write_openvino(folder: Path, path: Path, precision: str) -> dict[str, float]
     Returns the projections that int8 and int4 leave in floats, and the errors that decided it.
     """
     try:
-        import nncf
         import openvino
     except ImportError as error:
-        raise MissingDependencyError(str(error.name), extra="openvino", reason=error) from error
+        raise MissingDependencyError("openvino", extra="openvino", reason=error) from error
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
         kept = write_graph(folder, Path(temporary) / "model.onnx", precision, is_portable=True)
-        graph = openvino.convert_model(Path(temporary) / "model.onnx")
-        if precision in {"int8", "int4"}:
-            mode = nncf.CompressWeightsMode[f"{precision.upper()}_SYM"]
-            spared = nncf.IgnoredScope(patterns=[f"{KEPT}_.*"], validate=False)
-            options = {"group_size": BLOCK} if precision == "int4" else {}
-            graph = nncf.compress_weights(graph, mode=mode, ignored_scope=spared, **options)
-        openvino.save_model(graph, path, compress_to_fp16=precision == "fp16")
+        # Not convert_model, which reports to its maker who has converted what.
+        graph = openvino.Core().read_model(Path(temporary) / "model.onnx")
+        openvino.save_model(graph, path, compress_to_fp16=False)
     return kept

@@ -1,6 +1,7 @@
 """Exported graphs beside the core: parity, throughput against ONNX Runtime's int8, cold start.
 
-    python -m benchmarks.export                  # half an hour on two cores, 12 GB of memory
+    python -m benchmarks.export                                   # tiny: three minutes
+    python -m benchmarks.export --shape 0.6b --texts 12 --longest 500      # 5 minutes, 12 GB
 
 Parity on 200 texts of 1 to 2,000 tokens with `tiny`, on fewer at the 0.6B shape (random weights).
 Throughput of our int8 graph, of ONNX Runtime's own dynamic int8 (`quantize_dynamic`, per channel)
@@ -31,6 +32,10 @@ from qwen3_embedding_integrations.core.checkpoint import locate_model
 from qwen3_embedding_integrations.core.exported import NOTE
 
 HERE = Path(__file__).parent
+PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "numpy")
+DYNAMIC = ("onnxruntime", "dynamic")  # its own int8
+FORMS = [(kind, bits) for kind in ("onnx", "openvino") for bits in ("fp32", "fp16", "int8", "int4")]
+FORMS.append(DYNAMIC)
 COLD = """
 import sys, time
 from qwen3_embedding_integrations import Qwen3Encoder
@@ -75,6 +80,7 @@ def make_dynamic(fp32: Path, out: Path) -> None:
         per_channel=True,
         weight_type=QuantType.QInt8,
         use_external_data_format=True,
+        extra_options={"DefaultTensorType": 1},  # float: its inference stops at its own operators
     )
 
 
@@ -109,73 +115,69 @@ def race(encoders: dict[str, Qwen3Encoder], texts: list[str], rounds: int) -> di
 
 
 def measure(
-    model: str, work: Path, precisions: list[str], sizes: tuple[int, int], rounds: int
+    model: str, work: Path, forms: list[tuple[str, str]], sizes: tuple[int, int], rounds: int
 ) -> dict[str, Any]:
-    """Return parity of every precision and throughput of the int8 ones."""
-    result: dict[str, Any] = {}
+    """Return parity of every form, and throughput of those in int8."""
     texts = texts_of(model, *sizes)
-    result["texts"] = len(texts)
-    name = Path(model).name
     with Qwen3Encoder(EncoderConfig(model=model, dtype="float32", on_empty="embed")) as core:
+        result: dict[str, Any] = {"texts": len(texts)}
         result["tokens"] = sum(map(core.count_tokens, texts))
         expected = core.encode_documents(texts)
-    for precision in precisions:
-        folder = work / f"{name}-{precision}"
-        if precision == "dynamic":
-            make_dynamic(work / f"{name}-fp32", folder)
+    for form in forms:
+        folder, name = work / "-".join(form), " ".join(form)
+        if form == DYNAMIC:
+            make_dynamic(work / "onnx-fp32", folder)
         else:
-            export_model(model, folder, precision=precision)
+            export_model(model, folder, format=form[0], precision=form[1])
         size = sum(path.stat().st_size for path in folder.glob("model*"))
         with Qwen3Encoder(EncoderConfig(model=str(folder), on_empty="embed")) as exported:
-            result[precision] = {"bytes": size, **parity(exported, texts, expected)}
-        print(model, precision, result[precision], flush=True)
-    encoders = {
-        "exported int8": Qwen3Encoder(str(work / f"{name}-int8")),
-        "onnxruntime dynamic int8": Qwen3Encoder(str(work / f"{name}-dynamic")),
-        "core int8": Qwen3Encoder(EncoderConfig(model=model, quantization="int8")),
-    }
+            result[name] = {"bytes": size, **parity(exported, texts, expected)}
+        print(model, name, result[name], flush=True)
+    folders = [work / "-".join(form) for form in forms if form[1] in {"int8", "dynamic"}]
+    encoders = {folder.name: Qwen3Encoder(str(folder)) for folder in folders}
+    encoders["core int8"] = Qwen3Encoder(EncoderConfig(model=model, quantization="int8"))
     result["throughput"] = race(encoders, [text for text in texts if text.strip()], rounds)
+    print(json.dumps(result["throughput"]), flush=True)
     return result
 
 
 def cold_start(folder: Path) -> dict[str, Any]:
-    """Return the seconds of a whole process that loads and encodes one query."""
-    taken = []
+    """Return the seconds of a whole process that loads, encodes one query and ends."""
+    taken: list[float] = []
     for _ in range(7):
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", COLD, str(folder)], check=True)
-        taken.append(time.perf_counter() - start)
-    return {
-        "median_s": round(statistics.median(taken), 3),
-        "rounds_s": [round(t, 3) for t in taken],
-    }
+        taken.append(round(time.perf_counter() - start, 3))
+    return {"median_s": statistics.median(taken), "rounds_s": taken}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=["tiny", "0.6b"], default="tiny")
     parser.add_argument("--texts", type=int, default=200)
-    parser.add_argument("--large-texts", type=int, default=24)
+    parser.add_argument("--longest", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    large = HERE / ".cache" / "random-0.6b"
-    result = describe(shlex.join(["python", "-m", "benchmarks.export", *sys.argv[1:]]))
+    sizes = arguments.texts, arguments.longest
+    result = describe(
+        shlex.join(["python", "-m", "benchmarks.export", *sys.argv[1:]]), packages=PACKAGES
+    )
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        precisions = ["fp32", "fp16", "int8", "int4", "dynamic"]
-        sizes = arguments.texts, 2000
-        result["tiny"] = measure("tiny", work, precisions, sizes, arguments.rounds)
-        result["tiny cold start"] = {
-            name: cold_start(work / f"tiny-{name}") for name in ("fp32", "int8")
-        }
-        if arguments.large_texts:
+        if arguments.shape == "tiny":
+            result |= measure("tiny", work, FORMS, sizes, arguments.rounds)
+            for name in ("onnx-fp32", "onnx-int8"):
+                result[f"cold start, {name}"] = cold_start(work / name)
+        else:
+            large = HERE / ".cache" / "random-0.6b"
             if not (large / "model.safetensors").is_file():
                 write_checkpoint(large)
-            sizes = arguments.large_texts, 1000
-            precisions = ["fp32", "int8", "int4", "dynamic"]
-            result["0.6B, random"] = measure(str(large), work, precisions, sizes, arguments.rounds)
-    print(json.dumps(result, indent=2))
+            forms = [("onnx", "fp32"), ("onnx", "int8"), DYNAMIC]
+            result |= measure(str(large), work, forms, sizes, arguments.rounds)
     path = HERE / "results" / "export.json"
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    results[arguments.shape] = result
+    path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
-    from .export.command import ExportedModel, Parity, export_model
+    from .export.command import ExportedModel, export_model
     from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
     from .keywords import KeywordIndex
@@ -75,7 +75,6 @@ __all__ = [
     "ModelError",
     "ModelLoadError",
     "NonFiniteOutputError",
-    "Parity",
     "QuantizedModel",
     "QueueFullError",
     "Qwen3EmbeddingError",
@@ -118,7 +117,6 @@ _HOMES = {
     "IndexReport": "indexing",
     "KeywordIndex": "keywords",
     "MemoryStore": "cache",
-    "Parity": "export.command",
     "QuantizedModel": "quantize",
     "Qwen3Encoder": "encoder",
     "Qwen3Reranker": "reranker",

@@ -35,7 +35,6 @@ DOCUMENTED = {
     "QuantizedModel",
     "export_model",
     "ExportedModel",
-    "Parity",
     "Qwen3Retriever",
     "KeywordIndex",
     "Hit",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import typer
 
-from ..core.checkpoint import locate_model
+from ..core.checkpoint import locate_model, read_quantization
 from ..core.config import EncoderConfig, check_choice
 from ..core.exported import GRAPHS, NOTE
 from ..demo import load_texts
@@ -23,28 +23,21 @@ from ..errors import ConfigError
 Format = StrEnum("Format", ["onnx", "openvino"])
 Precision = StrEnum("Precision", ["fp32", "fp16", "int8", "int4"])
 SIDE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "modules.json")
-NUM_ARTICLES = 24  # of the demo that parity is measured on; one text more is made of them all
-MAX_CHARS = 4000  # of that one
+NUM_ARTICLES = 12  # of the demo that parity is measured on; one text more is made of them all
+MAX_CHARS = 2000  # of that one
 
 
-class Parity(NamedTuple):
-    """Exported vectors beside the core's in float32, of texts alone and in one call."""
-
-    num_texts: int
-    max_tokens: int  # of the longest
-    max_difference: float  # of any component
-    mean_cosine: float
-    min_cosine: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportedModel:
-    """What `export_model` wrote."""
+class ExportedModel(NamedTuple):
+    """What `export_model` wrote, and its vectors beside the core's, of texts alone and together."""
 
     folder: Path
     num_bytes: int  # of the graph and its weights
     kept: dict[str, float]  # projections left in floats, and the error that int8 would have made
-    parity: Parity
+    num_texts: int
+    max_tokens: int  # of the longest text
+    max_difference: float  # of any component
+    mean_cosine: float
+    min_cosine: float
 
 
 def export_model(
@@ -76,6 +69,8 @@ def export_model(
         dtype="float32", device="cpu", backend="torch",
     )  # fmt: skip
     folder = locate_model(config)
+    if read_quantization(folder) is not None:
+        raise ConfigError(f"{model} has int8 weights already; give the model they were made of")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         partial = Path(temporary) / out.name  # a folder under its own name is whole
@@ -95,13 +90,13 @@ def export_model(
             note = {"format": format, "precision": precision, "contract": contract.to_dict()}
             _write(partial / NOTE, note)
             with Qwen3Encoder(str(partial)) as exported:
-                parity = _measure(core, exported)
-        _write(partial / NOTE, note | {"kept": kept, "parity": parity._asdict()})
+                made = ExportedModel(out, num_bytes, kept, *_measure(core, exported))
+        _write(partial / NOTE, note | made._asdict() | {"folder": out.name})
         partial.rename(out)
-    return ExportedModel(folder=out, num_bytes=num_bytes, kept=kept, parity=parity)
+    return made
 
 
-def _measure(core: Qwen3Encoder, exported: Qwen3Encoder) -> Parity:
+def _measure(core: Qwen3Encoder, exported: Qwen3Encoder) -> tuple[int, int, float, float, float]:
     articles = [text.document for text in load_texts()]
     articles = articles[:: len(articles) // NUM_ARTICLES]
     texts = ["x", *articles, "\n".join(articles)[:MAX_CHARS]]
@@ -109,13 +104,8 @@ def _measure(core: Qwen3Encoder, exported: Qwen3Encoder) -> Parity:
     alone = np.concatenate([exported.encode_documents([text]) for text in texts])
     found = np.stack([alone, exported.encode_documents(texts)])  # (2, N, H)
     cosines = (found * expected).sum(2)
-    return Parity(
-        num_texts=len(texts),
-        max_tokens=max(map(core.count_tokens, texts)),
-        max_difference=float(np.abs(found - expected).max()),
-        mean_cosine=float(cosines.mean()),
-        min_cosine=float(cosines.min()),
-    )
+    longest, worst = max(map(core.count_tokens, texts)), float(np.abs(found - expected).max())
+    return len(texts), longest, worst, float(cosines.mean()), float(cosines.min())
 
 
 def _write(path: Path, note: dict[str, Any]) -> None:
@@ -136,12 +126,12 @@ def export(
 
     options: dict[str, Any] = {"format": str(format), "precision": str(precision)}
     made = export_model(model, out, revision=revision, **options)
-    console, parity = Console(highlight=False), made.parity
+    console = Console(highlight=False)
     console.print(f"{made.folder}: {made.num_bytes / 1e6:,.0f} MB; use it: --model {made.folder}")
     for name, error in made.kept.items():
         console.print(f"kept in floats: {name} (int8 would move its layer by {error:.1%})")
     console.print(
-        f"beside the core in float32, {parity.num_texts} texts of up to {parity.max_tokens} "
-        f"tokens, alone and in one call: greatest difference {parity.max_difference:.1e}, "
-        f"cosine {parity.mean_cosine:.6f}, least {parity.min_cosine:.6f}"
+        f"beside the core in float32, {made.num_texts} texts of up to {made.max_tokens} tokens, "
+        f"alone and in one call: greatest difference {made.max_difference:.1e}, "
+        f"cosine {made.mean_cosine:.6f}, least {made.min_cosine:.6f}"
     )

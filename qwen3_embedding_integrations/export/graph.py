@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from ..core.checkpoint import read_architecture
+from ..core.exported import STEP
 from ..core.linear import Weight, quantize_weight
 from ..core.quantization import CPU, Quantizer
 from ..core.tokenizer import Tokenizer
@@ -28,12 +29,8 @@ except ImportError as error:
     raise MissingDependencyError("onnx", extra="onnx", reason=error) from error
 
 FLOAT, INT64, INT32 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32
-# ONNX Runtime's own operators: attention that keeps no scores, and products of fewer bits.
-RUNTIME = "com.microsoft"
-RUNTIME_OPERATORS = {
-    "GroupQueryAttention", "MatMulIntegerToFloat", "MatMulNBits", "QuickGelu",
-    "SkipSimplifiedLayerNormalization",
-}  # fmt: skip
+RUNTIME = "com.microsoft"  # ONNX Runtime's own: attention without scores, products of fewer bits
+RUNTIME_OPERATORS = {"GroupQueryAttention", "MatMulIntegerToFloat", "MatMulNBits"}
 OPSETS = {"": 23, RUNTIME: 1}
 IR_VERSION = 11  # of ONNX 1.18, which brought opset 23
 ALIGNMENT = 4096  # where a weight begins in the data file: runtimes map pages
@@ -47,7 +44,7 @@ def write_graph(
     """Write the model in `folder` to `path`, its weights to a file beside it.
 
     Returns the projections that int8 and int4 leave in floats, and the errors that decided it.
-    `is_portable` keeps to ONNX's own operators, for other runtimes than ONNX Runtime.
+    `is_portable` keeps to operators that OpenVINO knows as well.
     Raises ConfigError for a weight that float16 cannot hold.
     """
     quantizer = None
@@ -76,16 +73,12 @@ class Graph:
         self.constants: list[Any] = []
         self._data = data
 
-    def add(self, op: str, *inputs: str, num_outputs: int = 1, **attributes: Any) -> list[str]:
-        """Add a node and return the names of its outputs."""
+    def __call__(self, op: str, *inputs: str, num_outputs: int = 1, **attributes: Any) -> str:
+        """Add a node and return the name of its first output."""
         names = [f"{op}_{len(self.nodes)}_{i}" for i in range(num_outputs)]
         domain = RUNTIME if op in RUNTIME_OPERATORS else ""
         self.nodes.append(helper.make_node(op, inputs, names, domain=domain, **attributes))
-        return names
-
-    def __call__(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node and return the name of its first output."""
-        return self.add(op, *inputs, **attributes)[0]
+        return names[0]
 
     def constant(
         self,
@@ -140,7 +133,9 @@ class Qwen3Graph:
         at = add("Cast", add("Unsqueeze", positions, second), to=FLOAT)
         angles = add("Mul", at, frequencies)
         self._cos, self._sin = add("Cos", angles), add("Sin", angles)  # (S, D / 2)
-        self._residual = self._added = ""
+        add.constant(np.float32(1 / 127))
+        add.constants[-1].name = STEP
+        self._residual = ""  # (T, H)
 
     def embed(self, table: torch.Tensor) -> None:
         """Begin with the rows of the embedding, (T, H)."""
@@ -158,26 +153,27 @@ class Qwen3Graph:
         a, add = self.architecture, self._graph
         self._num_layers += 1
         queries, keys = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-        x = self._norm(layer.input_norm)
+        x = self._norm(self._residual, layer.input_norm)
         q, k, v = self._project(x, layer.qkv, [queries, keys, keys])
-        q = self._per_text(self._head_norm(q, layer.q_norm), queries)
-        k = self._per_text(self._head_norm(k, layer.k_norm), keys)
-        attended = self._attend(q, k, self._per_text(v, keys))  # (B, S, Hq D)
-        attended = add("Reshape", attended, add.constant([-1, queries]))
+        by_head = add.constant([0, -1, a.head_dim])
+        q = self._norm(add("Reshape", q, by_head), layer.q_norm)
+        k = self._norm(add("Reshape", k, by_head), layer.k_norm)
+        q, k, v = self._per_text(q, queries), self._per_text(k, keys), self._per_text(v, keys)
+        attended = add("Reshape", self._attend(q, k, v), add.constant([-1, queries]))
         attended = add("Gather", attended, self._rows)  # (T, Hq D)
         if self._num_layers == a.num_layers:
             attended = add("Gather", attended, self._last)
             self._residual = add("Gather", self._residual, self._last)
-        (self._added,) = self._project(attended, layer.o, [a.hidden_size])
-        x = self._norm(layer.post_attention_norm)
+        self._add(*self._project(attended, layer.o, [a.hidden_size]))
+        x = self._norm(self._residual, layer.post_attention_norm)
         gate, up = self._project(x, layer.gate_up, [a.intermediate_size] * 2)
-        x = add("Mul", add("QuickGelu", gate, alpha=1.0), up)
-        (self._added,) = self._project(x, layer.down, [a.hidden_size])
+        x = add("Mul", add("Mul", gate, add("Sigmoid", gate)), up)
+        self._add(*self._project(x, layer.down, [a.hidden_size]))
 
     def finish(self, norm: torch.Tensor) -> onnx.ModelProto:
         """Return the whole model."""
         add, value = self._graph, helper.make_tensor_value_info
-        hidden = self._norm(norm)  # (B, H)
+        hidden = self._norm(self._residual, norm)  # (B, H)
         length = add("ReduceL2", hidden, add.constant([-1]), keepdims=1)
         add.nodes.append(helper.make_node("Div", [hidden, length], ["vectors"]))
         inputs = [value("input_ids", INT64, ["B", "S"]), value("lengths", INT64, ["B"])]
@@ -198,21 +194,13 @@ class Qwen3Graph:
         heads = {"num_heads": num_heads, "kv_num_heads": num_kv_heads}
         return add("GroupQueryAttention", *inputs, num_outputs=3, do_rotary=1, **heads)
 
-    def _norm(self, weight: torch.Tensor) -> str:
-        """Return the residual normed, with what is to be added to it."""
-        add, options = self._graph, {"epsilon": self.architecture.rms_norm_eps}
-        inputs = self._residual, self._added, add.constant(weight)
-        if not self._added:
-            return add("SimplifiedLayerNormalization", inputs[0], inputs[2], axis=-1, **options)
-        op = "SkipSimplifiedLayerNormalization"
-        normed, _, _, self._residual = add.add(op, *inputs, num_outputs=4, **options)
-        return normed
+    def _norm(self, x: str, weight: torch.Tensor) -> str:
+        options = {"axis": -1, "epsilon": self.architecture.rms_norm_eps}
+        scale = self._graph.constant(weight)
+        return self._graph("SimplifiedLayerNormalization", x, scale, **options)
 
-    def _head_norm(self, x: str, weight: torch.Tensor) -> str:
-        a, add = self.architecture, self._graph
-        x = add("Reshape", x, add.constant([0, -1, a.head_dim]))
-        inputs, options = (x, add.constant(weight)), {"epsilon": a.rms_norm_eps}
-        return add("SimplifiedLayerNormalization", *inputs, axis=-1, **options)
+    def _add(self, x: str) -> None:
+        self._residual = self._graph("Add", self._residual, x)
 
     def _per_text(self, x: str, width: int) -> str:
         """Return rows of T tokens as (B, S, width)."""
@@ -233,16 +221,18 @@ class Qwen3Graph:
         # Rows are rounded as the core's: 127 levels on each side, so that no row changes another.
         peak = add("ReduceMax", add("Abs", x), add.constant([-1]), keepdims=1)
         peak = add("Max", peak, add.constant(np.float32(1e-30)))
-        step, middle = add.constant(np.float32(1 / 127)), add.constant(np.uint8(128))
-        levels = add("QuantizeLinear", add("Div", x, peak), step, middle)
+        middle = add.constant(np.uint8(128))
+        levels = add("QuantizeLinear", add("Div", x, peak), STEP, middle)
         products: list[str] = []
         for values, scale in parts:
-            inputs = levels, add.constant(values.t()), step, add.constant(scale), middle
+            inputs = levels, add.constant(values.t()), STEP, add.constant(scale), middle
             products.append(add("Mul", add("MatMulIntegerToFloat", *inputs), peak))
         return products
 
     def _product(self, x: str, weight: torch.Tensor) -> str:
-        stored = self._graph("Cast", self._graph.constant(self._stored(weight.t())), to=FLOAT)
+        stored = self._graph.constant(self._stored(weight.t()))
+        if self._precision != "fp32":
+            stored = self._graph("Cast", stored, to=FLOAT)
         return self._graph("MatMul", x, stored)
 
     def _widened(self, x: str, values: str, scale: torch.Tensor, **layout: int) -> str:

@@ -111,7 +111,8 @@ def read_note(folder: Path) -> dict[str, Any]:
     """Return what `export` noted of its folder. Raises ModelLoadError."""
     try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        GRAPHS[note["format"]], note["contract"]["revision"]
+        if note["format"] not in GRAPHS or not note["contract"]["revision"]:
+            raise ValueError(note["format"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ModelLoadError(f"{folder / NOTE} cannot be read ({error!r}); export again") from error
     return note

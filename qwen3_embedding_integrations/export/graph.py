@@ -195,7 +195,7 @@ class Qwen3Graph:
         return add("GroupQueryAttention", *inputs, num_outputs=3, do_rotary=1, **heads)
 
     def _norm(self, x: str, weight: torch.Tensor) -> str:
-        options = {"axis": -1, "epsilon": self.architecture.rms_norm_eps}
+        options: dict[str, Any] = {"axis": -1, "epsilon": self.architecture.rms_norm_eps}
         scale = self._graph.constant(weight)
         return self._graph("SimplifiedLayerNormalization", x, scale, **options)
 

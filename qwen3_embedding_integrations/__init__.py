@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         TextTooLongError,
     )
     from .evaluation import Comparison, Evaluation, compare, evaluate
+    from .export.command import ExportedModel, export_model
     from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
     from .keywords import KeywordIndex
@@ -65,6 +66,7 @@ __all__ = [
     "EngineClosedError",
     "EngineError",
     "Evaluation",
+    "ExportedModel",
     "Fault",
     "Hit",
     "HybridStore",
@@ -96,6 +98,7 @@ __all__ = [
     "compare",
     "diagnose",
     "evaluate",
+    "export_model",
     "index_documents",
     "merge_lora",
     "quantize_model",
@@ -116,6 +119,7 @@ _HOMES = {
     "EncoderReranker": "search",
     "EncoderStats": "contract",
     "Evaluation": "evaluation",
+    "ExportedModel": "export.command",
     "Fault": "doctor.report",
     "Hit": "rows",
     "HybridStore": "hybrid",
@@ -136,6 +140,7 @@ _HOMES = {
     "compare": "evaluation",
     "diagnose": "doctor.diagnosis",
     "evaluate": "evaluation",
+    "export_model": "export.command",
     "index_documents": "indexing",
     "merge_lora": "merge",
     "quantize_model": "quantize",

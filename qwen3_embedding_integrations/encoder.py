@@ -26,7 +26,7 @@ from .waiting import aresults_of, results_of, submit_in_thread
 if TYPE_CHECKING:
     from .core.calls import Call
     from .core.inputs import InputRules, Inputs
-    from .core.loading import LoadedModel
+    from .core.loaded import LoadedModel
     from .core.tokenizer import Tokenizer
 
 Vectors = npt.NDArray[np.float32]
@@ -55,7 +55,7 @@ class Qwen3Encoder(Handle[EncoderConfig]):
     """
 
     def __init__(self, config: EncoderConfig | str | None = None) -> None:
-        from .core.loading import load_model
+        from .core.exported import encoder_backend
 
         config = EncoderConfig.of(config)
         if config.is_remote:
@@ -63,7 +63,8 @@ class Qwen3Encoder(Handle[EncoderConfig]):
                 f"base_url is {config.base_url!r}, and Qwen3Encoder computes here; use "
                 "RemoteEncoder, or shared_encoder(config)"
             )
-        self._own(config, load_model(config.engine))
+        _, load = encoder_backend(config)
+        self._own(config, load(config.engine))
 
     def _init(self, config: EncoderConfig, loaded: LoadedModel[Tokenizer]) -> None:
         from .core.inputs import InputRules
@@ -189,7 +190,7 @@ class Qwen3Encoder(Handle[EncoderConfig]):
             max_length=self.max_length,
             on_too_long=config.on_too_long,
             dtype=self._loaded.config.dtype,
-            quantization=self._loaded.config.quantization,
+            quantization=self._loaded.quantization,
             package_version=version("qwen3-embedding-integrations"),
         )
 

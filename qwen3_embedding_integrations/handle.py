@@ -10,7 +10,7 @@ from .core.config import EncoderConfig, RerankerConfig, fit_length
 
 if TYPE_CHECKING:
     from .core.calls import EngineCounts
-    from .core.loading import LoadedModel
+    from .core.loaded import LoadedModel
 
 C = TypeVar("C", EncoderConfig, RerankerConfig)
 

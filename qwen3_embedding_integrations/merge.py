@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from .core.config import DTYPES, EngineConfig, check_choice
+from .core.config import DType, EngineConfig, check_choice
 
 
 def merge_lora(
@@ -36,7 +36,7 @@ def merge_lora(
     from .core.weights import load_weights, open_file
 
     if dtype is not None:
-        check_choice("dtype", dtype, DTYPES[1:])
+        check_choice("dtype", dtype, get_args(DType)[1:])
     options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     config = EngineConfig(model=model, lora=lora, **options)
     folder, out = locate_model(config), Path(out).expanduser()

@@ -16,7 +16,7 @@ from .waiting import aresults_of, results_of, submit_in_thread
 if TYPE_CHECKING:
     from .core.calls import Call
     from .core.inputs import InputRules
-    from .core.loading import LoadedModel
+    from .core.loaded import LoadedModel
     from .core.pairs import PairInputs, PairTokenizer
 
 Scores = npt.NDArray[np.float32]

@@ -15,12 +15,13 @@ from .remote import RemoteEncoder
 from .reranker import Qwen3Reranker
 
 if TYPE_CHECKING:
-    from .core.loading import LoadedModel
+    from .core.loaded import LoadedModel
     from .core.pairs import PairTokenizer
     from .core.tokenizer import Tokenizer
 
 C = TypeVar("C", EncoderConfig, RerankerConfig)
 M = TypeVar("M", Qwen3Encoder, Qwen3Reranker)
+Resolve = Callable[[EngineConfig], EngineConfig]
 L = TypeVar("L", "LoadedModel[Tokenizer]", "LoadedModel[PairTokenizer]")
 
 
@@ -62,9 +63,9 @@ def shared_encoder(
     config = EncoderConfig.of(config)
     if config.is_remote:
         return _remote_encoder(config)
-    from .core.loading import load_model
+    from .core.exported import encoder_backend
 
-    return _shared(config, load_model, Qwen3Encoder.over)
+    return _shared(config, encoder_backend, Qwen3Encoder.over)
 
 
 def shared_reranker(config: RerankerConfig | str | None = None) -> Qwen3Reranker:
@@ -73,19 +74,24 @@ def shared_reranker(config: RerankerConfig | str | None = None) -> Qwen3Reranker
     Rerankers that differ only in instruction, max_length or on_too_long share one copy of the
     weights and one queue. Safe in threads and after a fork, as `shared_encoder`.
     """
-    from .core.loading import load_reranker
+    from .core.loading import load_reranker, resolve
 
-    return _shared(RerankerConfig.of(config), load_reranker, Qwen3Reranker.over)
+    return _shared(
+        RerankerConfig.of(config), lambda _: (resolve, load_reranker), Qwen3Reranker.over
+    )
 
 
-def _shared(config: C, load: Callable[[EngineConfig], L], over: Callable[[L, C], M]) -> M:
-    from .core.loading import resolve
-
+def _shared(
+    config: C,
+    backend_of: Callable[[C], tuple[Resolve, Callable[[EngineConfig], L]]],
+    over: Callable[[L, C], M],
+) -> M:
     registry = _registry
     with registry.lock:
         model = registry.models.get(config)
         if model is not None and not model.is_closed:
             return model
+    resolve, load = backend_of(config)
     engine_config = resolve(config.engine)  # "auto" and what it comes to are one engine
     with registry.lock:
         slot = registry.slots.setdefault((type(config), engine_config), _Slot())

@@ -34,6 +34,8 @@ DOCUMENTED = {
     "merge_lora",
     "quantize_model",
     "QuantizedModel",
+    "export_model",
+    "ExportedModel",
     "Qwen3Retriever",
     "KeywordIndex",
     "Hit",

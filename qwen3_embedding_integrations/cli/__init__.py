@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from ..bench.command import bench
 from ..doctor.command import doctor
 from ..errors import Qwen3EmbeddingError
+from ..export.command import export
 from ..merge import merge
 from ..quantize import quantize
 from ..server.command import serve
@@ -33,8 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 VERBS = (
-    demo, index, reindex, search, rerank, encode, serve, quantize, merge, bench, doctor, evaluate,
-    compare, mteb, plan,
+    demo, index, reindex, search, rerank, encode, serve, quantize, merge, export, bench, doctor,
+    evaluate, compare, mteb, plan,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)

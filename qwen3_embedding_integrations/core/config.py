@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
@@ -21,12 +21,10 @@ TINY = "tiny"  # the small model this package carries, for trying and for tests
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 AttentionBackend = Literal["auto", "flash", "efficient", "sdpa"]
 Quantization = Literal["int8", "fp8"]
+BackendName = Literal["auto", "torch", "onnx", "openvino"]
 MACHINE_OPTIONS = {
-    "device", "attention", "max_batch_tokens", "max_queue_tokens", "local_files_only",
+    "device", "attention", "max_batch_tokens", "max_queue_tokens", "local_files_only", "backend",
 }  # fmt: skip
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZATIONS = ("int8", "fp8")
-ATTENTION_BACKENDS = ("auto", "flash", "efficient", "sdpa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +39,7 @@ class EngineConfig:
     revision: str | None = None
     """Branch, tag or commit of a hub model; None takes the newest."""
     lora: str | None = None
-    """A LoRA adapter, as PEFT saves it, to fold into the weights: a folder, or a hub id, also
-    "owner/name@revision"."""
+    """A LoRA adapter as PEFT saves it, to fold in: a folder, a hub id, "owner/name@revision"."""
     device: str = "auto"
     """"auto" (CUDA, then MPS, then CPU), "cpu", "mps", "cuda" (the first card), "cuda:N", several
     cards as "cuda:0,cuda:1", or "cuda:all"."""
@@ -72,15 +69,15 @@ class EngineConfig:
             if not self.lora.strip():
                 raise ConfigError("lora is empty; give an adapter's folder or hub id, or None")
         check_type("device", self.device, str)
-        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, get_args(DType))
         if self.quantization is not None:
-            check_choice("quantization", self.quantization, QUANTIZATIONS)
+            check_choice("quantization", self.quantization, get_args(Quantization))
         if self.quantization == "fp8" and self.dtype not in {"auto", "bfloat16"}:
             raise ConfigError(
                 f'dtype is {self.dtype!r}; with quantization="fp8" what is not fp8 is bfloat16: '
                 'leave dtype out, or give "bfloat16"'
             )
-        check_choice("attention", self.attention, ATTENTION_BACKENDS)
+        check_choice("attention", self.attention, get_args(AttentionBackend))
         if self.max_batch_tokens != "auto":
             check_range("max_batch_tokens", self.max_batch_tokens, 1, 1_000_000)
         if self.max_queue_tokens is not None:
@@ -146,6 +143,7 @@ class EncoderOptions(RemoteOptions, total=False):
     max_queue_tokens: int | None
     local_files_only: bool
     base_url: str | None
+    backend: BackendName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +167,9 @@ class EncoderConfig(EngineConfig):
     `revision` and `lora` what to record of its weights, `dtype` and `quantization` of it."""
     api_key_env: str | None = None
     """The environment variable that holds the server's key."""
+    backend: BackendName = "auto"
+    """"torch", or the runtime of a folder that `qwen3-embedding export` wrote, without torch:
+    "onnx" or "openvino". "auto" is what the folder was made for, and torch for any other model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -178,6 +179,7 @@ class EncoderConfig(EngineConfig):
         check_range("max_length", self.max_length, 4, 1_000_000)
         check_choice("on_too_long", self.on_too_long, ("truncate", "error", "chunk_mean"))
         check_choice("on_empty", self.on_empty, ("error", "embed"))
+        check_choice("backend", self.backend, get_args(BackendName))
         if self.base_url is not None:
             self._check_remote(self.base_url)
         if self.api_key_env is not None:
@@ -344,7 +346,5 @@ def check_instruction(instruction: object, *, has_bare_form: bool = True) -> Non
     check_type("instruction", instruction, str)
     if not str(instruction).strip():
         bare = ", or encode texts without any instruction by encode_documents"
-        raise ConfigError(
-            "instruction is blank, a form the model was not trained on; give a sentence"
-            + (bare if has_bare_form else "")
-        )
+        message = "instruction is blank, a form the model was not trained on; give a sentence"
+        raise ConfigError(message + bare if has_bare_form else message)

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from ..errors import (
     DeviceOutOfMemoryError,
@@ -30,6 +29,7 @@ from ..errors import (
 )
 from .batching import Group, pack_groups
 from .calls import Call, EngineCounts, Share, Vectors, Waiting
+from .memory import is_out_of_memory
 from .packing import Int32Array, PackedBatch
 
 logger = logging.getLogger(__name__)
@@ -263,9 +263,11 @@ class _Worker:
     def _recover(self, flight: _Flight, failure: Exception) -> None:
         """Send a failed forward's shares back to the queue, or tell the one caller it concerns."""
         shares = flight.shares
-        if _is_out_of_memory(failure):
+        if is_out_of_memory(failure):
             self.num_out_of_memory += 1
             if self.name.startswith("cuda"):
+                import torch  # here alone: an exported model runs without it
+
                 torch.cuda.empty_cache()
             if len(flight.batch) == 1:
                 num_tokens, name = flight.batch.num_keys, self.name
@@ -328,15 +330,6 @@ def _raiser(error: Exception) -> Callable[[], Vectors]:
         raise error
 
     return wait
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # Only CUDA has an error class of its own; any other RuntimeError is not a matter of room.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError)
-        and not isinstance(error, EngineError)
-        and any(text in str(error) for text in ("can't allocate memory", "MPS backend out of mem"))
-    )
 
 
 _running: weakref.WeakSet[Engine] = weakref.WeakSet()

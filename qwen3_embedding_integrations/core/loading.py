@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,11 +17,9 @@ from .attention import CAPTURABLE, FLASH_CAPABILITY, Attention, choose_attention
 from .checkpoint import (
     Architecture,
     Task,
-    content_hash,
     locate_model,
     read_architecture,
     read_quantization,
-    weight_files,
 )
 from .config import DEFAULT_MODEL, TINY, EngineConfig
 from .dense import choose_dense
@@ -30,9 +28,10 @@ from .engine import Engine, Runner
 from .graphs import Capture, CudaCapture
 from .heads import Head, embedding_head, reranking_head
 from .linear import fp8_obstacle, has_packed_products
+from .loaded import LoadedModel, stamps_of
 from .lora import Adapter, load_adapter
 from .memory import Room, check_weights, find_room
-from .model import Computed, Qwen3Model
+from .model import Qwen3Model
 from .pairs import PairTokenizer
 from .quantization import Quantizer
 from .team import Team, limit_threads
@@ -49,34 +48,6 @@ QUANTIZED_ON = {"int8": "cpu", "fp8": "cuda"}
 
 
 T = TypeVar("T", Tokenizer, PairTokenizer)
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedModel(Generic[T]):
-    """One copy of the weights, the engine that runs them, and what they are."""
-
-    config: EngineConfig  # with device, dtype and max_batch_tokens resolved
-    folder: Path
-    architecture: Architecture
-    tokenizer: T
-    engine: Engine
-    computed: tuple[Computed, ...]  # by each copy of the model
-    stamps: tuple[tuple[Path, int, int], ...]  # each weight file's size and time when it was read
-    rooms: tuple[Room, ...] = ()  # what each device has room for, where that is known
-    lora: str | None = None  # what tells the adapter in the weights from any other
-
-    @cached_property
-    def content_hash(self) -> str:
-        """What tells this model from any other, see `checkpoint.content_hash`.
-
-        Raises ModelLoadError when the files have changed since they were loaded.
-        """
-        if _stamps(self.folder) != self.stamps:
-            raise ModelLoadError(
-                f"the files in {self.folder} have changed since the model was loaded, so its "
-                "identity is unknown; load it again"
-            )
-        return content_hash(self.folder, self.architecture)
 
 
 def load_model(config: EngineConfig) -> LoadedModel[Tokenizer]:
@@ -106,7 +77,7 @@ def _load_model(
         )
     adapter = load_adapter(config, folder, architecture)
     config = resolve(replace(config, quantization="int8") if is_stored_int8 else config)
-    stamps = _stamps(folder)
+    stamps = stamps_of(folder)
     tokenizer = make_tokenizer(folder)
     if tokenizer.num_ids > architecture.vocab_size:
         raise ModelLoadError(
@@ -346,8 +317,3 @@ def _torch_dtype(name: str) -> torch.dtype:
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
     }[name]
-
-
-def _stamps(folder: Path) -> tuple[tuple[Path, int, int], ...]:
-    stats = [(path, path.stat()) for path in weight_files(folder)]
-    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)

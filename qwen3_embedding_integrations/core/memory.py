@@ -1,16 +1,23 @@
-"""What a forward needs of a card's memory, by arithmetic: the token budget, and what cannot fit."""
+"""What a forward needs of a card's memory, by arithmetic; which failure is for want of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import ConfigError
+from ..errors import ConfigError, EngineError
 from .checkpoint import Architecture
 
 GRAPH_TOKENS = 2048  # of the largest CUDA graph, whose memory stays taken
 KEPT_PREFIX_TOKENS = 2048  # of all instructions together whose keys and values a model keeps
 WORKSPACE_BYTES = 256 * 2**20  # cuBLAS, compiled kernels, small tensors
 USABLE = 0.9  # the allocator's blocks never fill memory to the last byte
+# What torch's CPU, Metal and ONNX Runtime say when memory runs out.
+NO_ROOM = (
+    "can't allocate memory",
+    "MPS backend out of mem",
+    "Failed to allocate memory",
+    "bad_alloc",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +105,12 @@ def prefix_bytes_per_token(architecture: Architecture, itemsize: int) -> int:
 
 def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether a forward failed for want of room."""
+    # By name: torch is not loaded where an exported model runs.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    # Only CUDA has an error class of its own; any other failure is not a matter of room.
+    return not isinstance(error, EngineError) and any(text in str(error) for text in NO_ROOM)

@@ -15,6 +15,7 @@ from ..core.config import (
     DEFAULT_MODEL,
     MAX_LENGTH,
     AttentionBackend,
+    BackendName,
     DType,
     EncoderConfig,
     Quantization,
@@ -71,6 +72,7 @@ class Qwen3Embedding(BaseEmbedding):
 
     base_url: str | None = Field(default=None, description="A server to ask instead.")
     api_key_env: str | None = Field(default=None, description="The variable with its key.")
+    backend: BackendName = Field(default="auto", description="What computes: torch, or a runtime.")
 
     _given: Qwen3Encoder | RemoteEncoder | CachedEncoder | None = PrivateAttr(default=None)
 

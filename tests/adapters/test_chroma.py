@@ -144,6 +144,7 @@ def test_every_option_but_the_machines_survives_the_round_trip() -> None:
         "max_batch_tokens": 99,
         "max_queue_tokens": 9999,
         "local_files_only": True,
+        "backend": "torch",
     }
     assert {*options, *machine} == set(EncoderConfig.option_names()), "an option is not tried"
     config = Qwen3EmbeddingFunction(**options, **machine).get_config()

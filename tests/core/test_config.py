@@ -26,6 +26,7 @@ ANOTHER = {
     "max_length": 512,
     "on_too_long": "chunk_mean",
     "on_empty": "embed",
+    "backend": "torch",
 }
 REMOTE = {
     "base_url": "http://localhost:8000/v1",
@@ -45,7 +46,8 @@ def test_what_is_portable_names_nothing_of_one_machine():
     """What is kept beside an index gives the same config, but for what belongs to a machine."""
     config = EncoderConfig(**ANOTHER)
     data = json.loads(json.dumps(config.portable()))
-    machine = {"device", "attention", "max_batch_tokens", "max_queue_tokens", "local_files_only"}
+    machine = {"device", "attention", "max_batch_tokens", "max_queue_tokens"}
+    machine |= {"local_files_only", "backend"}
     assert set(EncoderConfig.option_names()) - set(data) == machine
     again = EncoderConfig.from_options(**data)
     assert dataclasses.replace(again, **{name: ANOTHER[name] for name in machine}) == config
@@ -68,8 +70,11 @@ def test_a_config_is_frozen():
 
 
 def test_the_engine_needs_what_concerns_the_weights():
-    """Options of reading and cutting do not ask for another copy of the weights."""
-    reading = {"dimensions", "instruction", "max_length", "on_too_long", "on_empty"}
+    """Options of reading and cutting do not ask for another copy of the weights.
+
+    Nor does the backend: a folder is made for one.
+    """
+    reading = {"dimensions", "instruction", "max_length", "on_too_long", "on_empty", "backend"}
     for name, value in ANOTHER.items():
         is_same = EncoderConfig(**{name: value}).engine == EncoderConfig().engine
         assert is_same == (name in reading), name
@@ -103,6 +108,8 @@ def test_the_engine_needs_what_concerns_the_weights():
         ({"max_length": 3}, ["max_length is 3", "from 4 to"]),
         ({"on_too_long": "cut"}, ["on_too_long is 'cut'", "'truncate'", "'chunk_mean'"]),
         ({"on_empty": "skip"}, ["on_empty is 'skip'", "'embed'"]),
+        ({"backend": "tensorrt"}, ["backend is 'tensorrt'", "'onnx'"]),
+        ({"base_url": "http://a/v1", "backend": "onnx"}, ["backend is 'onnx'", "leave it out"]),
         ({"base_url": ""}, ["base_url is ''", "http://localhost:8000/v1"]),
         ({"base_url": "localhost:8000"}, ["base_url is 'localhost:8000'"]),
         ({"base_url": "http://a/v1,"}, ["base_url is ''"]),

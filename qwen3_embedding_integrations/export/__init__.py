@@ -1,0 +1,1 @@
+"""A model as an ONNX or OpenVINO graph, which runs without torch, checked against the encoder."""

@@ -16,6 +16,7 @@ from ..quantize import quantize
 from ..server.command import serve
 from .contract import contract_app
 from .evaluate import evaluate
+from .finetune import finetune
 from .index import index
 from .options import err
 from .reindex import reindex
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for verb in (
     demo, index, reindex, search, rerank, encode, serve, quantize, bench, doctor, evaluate,
+    finetune,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(contract_app, name="contract")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
     from .keywords import KeywordIndex
+    from .merge import merge_lora
     from .quantize import QuantizedModel, quantize_model
     from .remote import RemoteEncoder
     from .reranker import Qwen3Reranker, RankedDocument, RerankerStats
@@ -91,6 +92,7 @@ __all__ = [
     "TextTooLongError",
     "diagnose",
     "index_documents",
+    "merge_lora",
     "quantize_model",
     "shared_encoder",
     "shared_reranker",
@@ -126,6 +128,7 @@ _HOMES = {
     "SearchStore": "rows",
     "diagnose": "doctor.diagnosis",
     "index_documents": "indexing",
+    "merge_lora": "merge",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",
     "shared_reranker": "sharing",

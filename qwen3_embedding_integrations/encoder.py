@@ -183,6 +183,7 @@ class Qwen3Encoder(Handle[EncoderConfig]):
         return EmbeddingContract(
             model=Path(config.model).expanduser().resolve().name if is_folder else config.model,
             revision=self._loaded.content_hash,
+            lora=self._loaded.lora,
             dimensions=self.dimensions,
             instruction=config.instruction,
             max_length=self.max_length,

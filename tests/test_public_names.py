@@ -31,6 +31,7 @@ DOCUMENTED = {
     "RerankerStats",
     "RankedDocument",
     "shared_reranker",
+    "merge_lora",
     "quantize_model",
     "QuantizedModel",
     "Qwen3Retriever",

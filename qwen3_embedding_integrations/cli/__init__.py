@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from ..bench.command import bench
 from ..doctor.command import doctor
 from ..errors import Qwen3EmbeddingError
+from ..merge import merge
 from ..quantize import quantize
 from ..server.command import serve
 from .contract import contract_app
@@ -29,10 +30,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (
-    demo, index, reindex, search, rerank, encode, serve, quantize, bench, doctor, evaluate,
+VERBS = (
+    demo, index, reindex, search, rerank, encode, serve, quantize, merge, bench, doctor, evaluate,
     finetune,
-):  # fmt: skip
+)  # fmt: skip
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(contract_app, name="contract")
 

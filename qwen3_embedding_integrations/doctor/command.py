@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 COLORS = {"right": "green", "wrong": "red", "note": "yellow", "skipped": "dim"}
-ENCODER_OPTIONS = ("dimensions", "dtype", "device", "quantization", "revision")
+ENCODER_OPTIONS = ("dimensions", "dtype", "device", "quantization", "revision", "lora")
 
 
 def doctor(
@@ -41,6 +41,7 @@ def doctor(
     device: Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = None,
     quantization: Annotated[str | None, typer.Option(help="int8, on a CPU.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of a hub model.")] = None,
+    lora: Annotated[str | None, typer.Option(help="A LoRA adapter's folder or hub id.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
 ) -> None:
     """Check that a backend makes Qwen3-Embedding's vectors, and name what is wrong with it.

@@ -80,7 +80,10 @@ def _examine(
 ) -> Diagnosis:
     folder = _find_reference(subject, encoder, reference)
     architecture = None if folder is None else read_architecture(folder)
-    golden = find_golden(subject.model, None if encoder is None else encoder.contract.revision)
+    contract = None if encoder is None else encoder.contract
+    golden = None
+    if contract is None or contract.lora is None:  # with an adapter the values are others
+        golden = find_golden(subject.model, contract and contract.revision)
     limits = [max_tokens, subject.max_tokens, architecture and architecture.max_positions]
     interview = Interview(subject)
     checks = _run(
@@ -112,7 +115,8 @@ def _find_reference(
         return folder
     if isinstance(encoder, Qwen3Encoder):
         folder = encoder._loaded.folder  # pyright: ignore[reportPrivateUsage]
-        return None if read_quantization(folder) is not None else folder
+        is_changed = read_quantization(folder) is not None or encoder.contract.lora is not None
+        return None if is_changed else folder
     return locate_model(EngineConfig(model=TINY)) if subject.model == TINY else None
 
 

@@ -62,6 +62,7 @@ def describe_machine(encoder: Qwen3Encoder | None) -> dict[str, Any]:
         config = encoder._loaded.config  # pyright: ignore[reportPrivateUsage]
         described["encoder"] = {
             "model": config.model,
+            "lora": config.lora,
             "device": config.device,
             "dtype": config.dtype,
             "quantization": config.quantization,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Module, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from ..contract import Encoder, Vectors
@@ -34,10 +34,10 @@ def build_model(config: FinetuneConfig, folder: Path) -> SentenceTransformer:
         max_seq_length=config.length,
     )
     width = int(transformer.model.config.hidden_size)
-    transformer.model = cast(Any, add_adapter(transformer.model, config))
+    transformer.model = add_adapter(transformer.model, config)
     if config.gradient_checkpointing:
         cast(Any, transformer.model).activation_checkpointing_enable()
-    modules = [transformer, Pooling(width, "lasttoken"), Normalize()]
+    modules: list[Module] = [transformer, Pooling(width, "lasttoken"), Normalize()]
     return SentenceTransformer(modules=modules, device="cpu" if config.device == "cpu" else None)
 
 

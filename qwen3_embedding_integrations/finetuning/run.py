@@ -189,11 +189,12 @@ def _draw_curves(history: list[Any], decisive: str, untuned: float, path: Path) 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained", facecolor="white")
-    panels = (("loss", "loss"), (f"eval_{decisive}", f"{decisive} of dev"))
-    for axes, (name, title) in zip(figure.subplots(1, 2), panels, strict=True):
+    left, right = figure.subplots(1, 2)
+    panels = ((left, "loss", "loss"), (right, f"eval_{decisive}", f"{decisive} of dev"))
+    for axes, name, title in panels:
         points = [(one["step"], one[name]) for one in history if name in one]
         axes.plot(*zip(*points, strict=True), marker=".")
         axes.set(xlabel="step", title=title)
-    axes.axhline(untuned, linestyle="--", color="grey", label="untuned")
-    axes.legend(frameon=False)
+    right.axhline(untuned, linestyle="--", color="grey", label="untuned")
+    right.legend(frameon=False)
     figure.savefig(path, dpi=120)

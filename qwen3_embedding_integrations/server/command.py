@@ -55,6 +55,7 @@ InstructionOption = Annotated[str | None, typer.Option(help="What queries are fo
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda, cuda:N, cuda:all.")]
 DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
 QuantizationOption = Annotated[str | None, typer.Option(help="int8 on a CPU, fp8 on CUDA.")]
+LoraOption = Annotated[str | None, typer.Option(help="The served model's LoRA adapter.")]
 TooLongOption = Annotated[
     str | None, typer.Option("--on-too-long", help="truncate (default) or error.")
 ]
@@ -75,6 +76,7 @@ def serve(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
+    lora: LoraOption = None,
     instruction: InstructionOption = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a text at most.")] = None,
     on_too_long: TooLongOption = None,
@@ -92,6 +94,7 @@ def serve(
         "device",
         "dtype",
         "quantization",
+        "lora",
         "instruction",
         "max_length",
         "on_too_long",
@@ -128,6 +131,8 @@ def served_models(
         (*_split(one), "embedding") for one in models or ([] if rerankers else [DEFAULT_MODEL])
     ]
     named += [(*_split(one), "reranking") for one in rerankers or []]
+    if "lora" in options and len(named) > 1:
+        raise ConfigError(f"--lora goes with one model, not {len(named)}; merge the others first")
     served: list[ServedModel] = []
     for name, place, kind in named:
         if kind == "embedding":

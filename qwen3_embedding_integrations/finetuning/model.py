@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Module, Transformer
+from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from ..contract import Encoder, Vectors
@@ -28,7 +28,7 @@ def build_model(config: FinetuneConfig, folder: Path) -> SentenceTransformer:
     The modules are set here, not by the folder's modules.json: a merged checkpoint may have none,
     and sentence-transformers would then take the mean of all tokens.
     """
-    transformer = Transformer(
+    transformer: Any = Transformer(
         str(folder),
         model_kwargs={"dtype": getattr(torch, config.dtype), "attn_implementation": "sdpa"},
         max_seq_length=config.length,
@@ -36,8 +36,8 @@ def build_model(config: FinetuneConfig, folder: Path) -> SentenceTransformer:
     width = int(transformer.model.config.hidden_size)
     transformer.model = add_adapter(transformer.model, config)
     if config.gradient_checkpointing:
-        cast(Any, transformer.model).activation_checkpointing_enable()
-    modules: list[Module] = [transformer, Pooling(width, "lasttoken"), Normalize()]
+        transformer.model.activation_checkpointing_enable()
+    modules: list[torch.nn.Module] = [transformer, Pooling(width, "lasttoken"), Normalize()]
     return SentenceTransformer(modules=modules, device="cpu" if config.device == "cpu" else None)
 
 

@@ -25,11 +25,12 @@ from .model import TrainedEncoder, save_adapter
 __all__ = ["make_trainer", "set_seed"]
 OnProgress = Callable[[dict[str, Any]], None]
 WARMUP = 0.1  # of all steps
+WINDOW = 32  # batches whose rows are sorted by length among themselves
 NUM_LOSSES = 200  # points of the curve
 
 
 class EpochSampler(DefaultBatchSampler):
-    """Batches in an order that seed and epoch alone decide.
+    """Batches of texts of like length, in an order that seed and epoch alone decide.
 
     sentence-transformers' own shuffles with a generator that runs on from epoch to epoch: a run
     resumed in the third would read it in the order of the first.
@@ -37,12 +38,17 @@ class EpochSampler(DefaultBatchSampler):
 
     def __init__(self, dataset: Columns, **options: Any) -> None:
         super().__init__(dataset, **options)
-        self._num_rows = len(dataset)
+        columns = [dataset[name] for name in dataset.column_names if name != "label"]
+        self._lengths = np.array([sum(map(len, texts)) for texts in zip(*columns, strict=True)])
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self._num_rows).tolist()
-        for start in range(0, self._num_rows, self.batch_size):
-            yield order[start : start + self.batch_size]
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order, window = rng.permutation(len(self._lengths)), WINDOW * self.batch_size
+        parts = [order[n : n + window] for n in range(0, len(order), window)]
+        order = np.concatenate([part[np.argsort(self._lengths[part])] for part in parts])
+        batches = [order[n : n + self.batch_size] for n in range(0, len(order), self.batch_size)]
+        for n in rng.permutation(len(batches)):
+            yield batches[n].tolist()
 
 
 class DevEvaluator(BaseEvaluator):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 from transformers import AutoModel, AutoTokenizer
 
-from qwen3_embedding_integrations import ConfigError, EncoderConfig
+from qwen3_embedding_integrations import ConfigError, EncoderConfig, Qwen3Encoder
 from qwen3_embedding_integrations.core.checkpoint import locate_model
 from qwen3_embedding_integrations.core.prompts import format_queries
 from qwen3_embedding_integrations.finetuning import FinetuneConfig, finetune
@@ -26,6 +26,7 @@ from qwen3_embedding_integrations.finetuning.config import SIMILARITY
 from qwen3_embedding_integrations.finetuning.data import read_material
 from qwen3_embedding_integrations.finetuning.run import _open
 from tests.finetuning.lessons import pairs_config, retrieval_config
+from tests.oracle import largest_difference
 
 ROOT = Path(__file__).parents[2]
 # A process that is killed when it opens the last file but one of the fourth checkpoint.
@@ -80,22 +81,30 @@ def test_the_folder_is_complete(run):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21.2
-def test_peft_loads_what_was_trained(run):
-    """transformers and PEFT alone, from the folder, give the vectors that were measured."""
+def test_peft_and_the_folded_encoder_give_what_was_measured(run):
+    """PEFT on transformers, and our encoder with lora=, have the trained model's vectors.
+
+    And so the average precision that the report says.
+    """
     config, report, _ = run
     base = locate_model(EncoderConfig(model="tiny").engine)
     tokenizer = AutoTokenizer.from_pretrained(base)
     plain = AutoModel.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(plain, str(report.folder)).eval()
     rows = [line.split("\t") for line in Path(config.dev).read_text().splitlines()[1:]]
-    cosines = []
-    for first, second, _ in rows:
-        sides = []
-        for text in format_queries([first, second], SIMILARITY):
-            with torch.no_grad():
-                hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1]
-            sides.append(hidden / hidden.norm())
-        cosines.append(float(sides[0] @ sides[1]))
+    sides = [row[0] for row in rows], [row[1] for row in rows]
+    folded = EncoderConfig(model="tiny", dtype="float32", lora=str(report.folder))
+    vectors = []
+    with Qwen3Encoder(folded) as encoder, torch.no_grad():
+        for texts in sides:
+            hidden = [
+                model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1]
+                for text in format_queries(texts, SIMILARITY)
+            ]
+            vectors.append(torch.nn.functional.normalize(torch.stack(hidden)).numpy())
+            ours = encoder.encode_queries(texts, instruction=SIMILARITY)
+            assert largest_difference(ours, vectors[-1]) < 1e-5
+    cosines = (vectors[0] * vectors[1]).sum(axis=1)
     found = average_precision_score([int(row[2]) for row in rows], cosines)
     assert found == pytest.approx(report.after["dev"]["average_precision"].value, abs=1e-6)
 

@@ -23,14 +23,14 @@ def seal(folder: Path) -> None:
     write_whole(folder / MANIFEST, json.dumps(hashes, indent=2))
 
 
-def newest_whole(folder: Path) -> Path | None:
+def newest_whole(folder: Path) -> str | None:
     """Return the checkpoint of the most steps that is as it was sealed; the others are deleted."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for path in [path for path in found if not _is_whole(path)]:
         log.warning("%s is not whole: the run ended while it was written; deleted", path)
         shutil.rmtree(path)
         found.remove(path)
-    return found[-1] if found else None
+    return str(found[-1]) if found else None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -75,29 +75,26 @@ def finetune(
     """
     started = time.perf_counter()
     _check_packages()
-    from .model import TrainedEncoder, build_model, save_adapter, trainable_line
-    from .trainer import make_trainer, set_seed
-
-    folder = locate_model(EngineConfig(model=config.model, revision=config.revision))
-    widths = config.widths(read_architecture(folder).hidden_size)
-    if read_quantization(folder) is not None:
-        raise ConfigError(f"{config.model} has int8 weights; give the model they were made of")
-    Tokenizer(folder)  # raises for one that ends texts otherwise than the model was trained on
+    folder, widths = _check_model(config)
     material = read_material(config)
-    out = Path(config.out).expanduser()
-    work = _open(out, config, material, resume=resume)
+    work = _open(Path(config.out).expanduser(), config, material, resume=resume)
+    from transformers import set_seed
+
+    from .model import TrainedEncoder, build_model, save_adapter, trainable_line
+    from .trainer import make_trainer
+
     set_seed(config.seed)
     encoder = TrainedEncoder(build_model(config, folder), config)
-    log.info("%s", trainable := trainable_line(encoder.adapter))
+    log.info("%s", trainable_line(encoder.adapter))
     before = _measure(encoder, material)
     decisive = next(one for one in DECISIVE if one in before["dev"])
     lessons = _lessons(config, material.train, encoder, widths, work)
     trainer = make_trainer(encoder, lessons, material.held["dev"], decisive, work, on_progress)
-    newest = newest_whole(work)
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    trainer.train(resume_from_checkpoint=newest_whole(work))
+    save_adapter(encoder.adapter, work.parent)
     report = FinetuneReport(
-        folder=out,
-        trainable=trainable,
+        folder=work.parent,
+        trainable=trainable_line(encoder.adapter),
         steps=trainer.state.global_step,
         best_step=trainer.state.best_global_step or 0,
         decided_by=decisive,
@@ -106,12 +103,19 @@ def finetune(
         dropped=material.dropped,
         seconds=time.perf_counter() - started,
     )
-    save_adapter(encoder.adapter, out)
-    history = trainer.state.log_history
-    _draw_curves(history, decisive, before["dev"][decisive].value, out / CURVES)
-    _write_record(config, report, material, history)
+    _write_record(config, report, material, trainer.state.log_history)
     shutil.rmtree(work)
     return report
+
+
+def _check_model(config: FinetuneConfig) -> tuple[Path, list[int]]:
+    """Return the model's folder and the widths to train. Raises ConfigError, ModelLoadError."""
+    folder = locate_model(EngineConfig(model=config.model, revision=config.revision))
+    widths = config.widths(read_architecture(folder).hidden_size)
+    if read_quantization(folder) is not None:
+        raise ConfigError(f"{config.model} has int8 weights; give the model they were made of")
+    Tokenizer(folder)  # raises for one that ends texts otherwise than the model was trained on
+    return folder, widths
 
 
 def _check_packages() -> None:
@@ -170,7 +174,9 @@ def _lessons(
 def _write_record(
     config: FinetuneConfig, report: FinetuneReport, material: Material, history: list[Any]
 ) -> None:
-    """Write what was done, last of all: a folder with it is complete."""
+    """Write the curves and, last of all, what was done: a folder with it is complete."""
+    untuned = report.before["dev"][report.decided_by].value
+    _draw_curves(history, report.decided_by, untuned, report.folder / CURVES)
     record = {
         "config": asdict(config),
         "data": material.hashes,

@@ -16,13 +16,12 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.training_args import (
     SentenceTransformerTrainingArguments,
 )
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from .checkpoints import seal
 from .data import Dataset
 from .model import TrainedEncoder, save_adapter
 
-__all__ = ["make_trainer", "set_seed"]
 OnProgress = Callable[[dict[str, Any]], None]
 WARMUP = 0.1  # of all steps
 WINDOW = 32  # batches whose rows are sorted by length among themselves
@@ -118,13 +117,11 @@ def make_trainer(
     config, (rows, loss) = encoder.config, lessons
     num_steps = config.epochs * -(-len(rows) // config.batch_size)
     when = "epoch" if config.checkpoint_steps is None else "steps"
-    every = config.checkpoint_steps or 1
+    every: Any = dict.fromkeys(("save_strategy", "eval_strategy"), when)
+    every |= dict.fromkeys(("save_steps", "eval_steps"), config.checkpoint_steps or 1)
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
-        save_strategy=when,
-        eval_strategy=when,
-        save_steps=every,
-        eval_steps=every,
+        **every,
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -136,14 +133,13 @@ def make_trainer(
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{decisive}",
-        greater_is_better=True,
         restore_callback_states_from_checkpoint=True,  # for how long nothing got better
         seed=config.seed,
         use_cpu=config.device == "cpu",
         dataloader_pin_memory=torch.cuda.is_available(),  # else torch warns
         disable_tqdm=True,
-        report_to="none",
     )
+    vars(arguments)["_n_gpu"] = 1  # of several cards the first: GradCache knows no DataParallel
     stopping = EarlyStoppingCallback(early_stopping_patience=config.patience)
     trainer = AdapterTrainer(
         model=encoder.model,

@@ -147,14 +147,14 @@ def test_a_torn_checkpoint_is_never_used(tmp_path):
         (folder / "weights").write_bytes(b"whole" * 1000)
         if n != 40:
             seal(folder)
-    assert newest_whole(tmp_path) == tmp_path / "checkpoint-30"
+    assert newest_whole(tmp_path) == str(tmp_path / "checkpoint-30")
     assert not (tmp_path / "checkpoint-40").exists()
     (tmp_path / "checkpoint-30/weights").write_bytes(b"whole" * 999)
-    assert newest_whole(tmp_path) == tmp_path / "checkpoint-20"
+    assert newest_whole(tmp_path) == str(tmp_path / "checkpoint-20")
     (tmp_path / "checkpoint-20/weights").unlink()
-    assert newest_whole(tmp_path) == tmp_path / "checkpoint-10"
+    assert newest_whole(tmp_path) == str(tmp_path / "checkpoint-10")
     (tmp_path / "checkpoint-10/manifest.json").write_text('{"wei')
-    assert newest_whole(tmp_path) == tmp_path / "checkpoint-5"
+    assert newest_whole(tmp_path) == str(tmp_path / "checkpoint-5")
     (tmp_path / "checkpoint-5/manifest.json").unlink()
     assert newest_whole(tmp_path) is None
 

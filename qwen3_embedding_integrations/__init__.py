@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
+    from .evaluation import Evaluation, evaluate
     from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
     from .keywords import KeywordIndex
@@ -62,6 +63,7 @@ __all__ = [
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "Evaluation",
     "Fault",
     "Hit",
     "HybridStore",
@@ -91,6 +93,7 @@ __all__ = [
     "StoreError",
     "TextTooLongError",
     "diagnose",
+    "evaluate",
     "index_documents",
     "merge_lora",
     "quantize_model",
@@ -109,6 +112,7 @@ _HOMES = {
     "EncoderConfig": "core.config",
     "EncoderReranker": "search",
     "EncoderStats": "contract",
+    "Evaluation": "evaluation",
     "Fault": "doctor.faults",
     "Hit": "rows",
     "HybridStore": "hybrid",
@@ -127,6 +131,7 @@ _HOMES = {
     "RerankerStats": "reranker",
     "SearchStore": "rows",
     "diagnose": "doctor.diagnosis",
+    "evaluate": "evaluation",
     "index_documents": "indexing",
     "merge_lora": "merge",
     "quantize_model": "quantize",

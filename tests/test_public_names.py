@@ -66,6 +66,8 @@ DOCUMENTED = {
     "Diagnosis",
     "Fault",
     "diagnose",
+    "Evaluation",
+    "evaluate",
 }
 HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client", "redis"]
 HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors", "rich"]

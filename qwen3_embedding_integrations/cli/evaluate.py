@@ -77,6 +77,8 @@ def evaluate(
     if len({one.name for one in sets}) < len(sets):
         raise InputError(f"two sets have one name: {', '.join(one.name for one in sets)}")
     before = read_results(baseline) if baseline else {}
+    if baseline and (missing := [one.name for one in sets if one.name not in before]):
+        raise InputError(f"{baseline} holds no results of {', '.join(missing)}, only {[*before]}")
     with err.status("loading the model"):
         encoder = shared_encoder(EncoderConfig.from_options(**options))
     found: list[Evaluation] = []
@@ -84,8 +86,6 @@ def evaluate(
     for one in sets:
         found.append(evaluate(encoder, one, instruction=instruction, seed=seed))
         if baseline:
-            if one.name not in before:
-                raise InputError(f"{baseline} holds no results of {one.name}, only {[*before]}")
             tests[one.name] = compare_paired(found[-1].results, before[one.name], seed=seed)
     if per_query:
         write_results(per_query, found)

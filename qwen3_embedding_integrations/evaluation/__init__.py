@@ -10,7 +10,7 @@ from .evaluation import (
     score_pairs,
     write_results,
 )
-from .metrics import Results, measure_pairs, measure_ranking
+from .metrics import Ranking, Results, measure_pairs, measure_ranking
 from .significance import Interval, PairedTest, compare_paired, find_intervals
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Interval",
     "PairSet",
     "PairedTest",
+    "Ranking",
     "Results",
     "RetrievalSet",
     "compare_paired",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import check_choice
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 
 NUM_SHOWN = 5  # faults whose rows an error names; the others are counted
 BINARY_SHARE = 0.9  # of labels that are 0 or 1: the others are mistakes then, not grades
@@ -127,6 +127,8 @@ def read_pairs(path: str | Path, *, scale: float | None = None) -> PairSet:
     `scale` is the highest label. Without it, it is 1 if nine of ten labels are 0 or 1 (all must
     be then) or none is above 1, else 5. Raises InputError that counts the bad rows.
     """
+    if scale is not None and not scale > 0:
+        raise ConfigError(f"scale is {scale}, the highest label; choose a number above 0")
     path = Path(path)
     faults: list[str] = []
     rows = list(read_rows(path, faults))
@@ -205,7 +207,7 @@ def _texts(
         if not id_ or id_ in texts:
             row.fault(f"has the id {id_!r} of another row" if id_ else "has no _id")
         text = row.text("text", "embed" if title else on_empty)
-        texts[id_] = f"{title}{joined_by}{text}".strip() if title else text
+        texts[id_] = f"{title}{joined_by}{text}".strip() if "title" in row.record else text
         splits[id_] = row.record.get("split")
     return texts, splits
 

@@ -59,12 +59,12 @@ def evaluate(
         ranking = rank_documents(encoder, dataset, instruction=instruction)
         results = measure_ranking(dataset, ranking)
     contract = encoder.contract.to_dict()
-    settings = {"instruction": instruction or contract["instruction"], "contract": contract}
+    used = contract["instruction"] if instruction is None else instruction
     return Evaluation(
         dataset.name,
         find_intervals(results, seed=seed, num_resamples=num_resamples),
         results,
-        {**settings, "seed": seed, "num_resamples": num_resamples},
+        {"instruction": used, "contract": contract, "seed": seed, "num_resamples": num_resamples},
     )
 
 
@@ -72,12 +72,8 @@ def score_pairs(
     encoder: Encoder, dataset: PairSet, *, instruction: str = SIMILARITY
 ) -> npt.NDArray[np.float64]:
     """Return the cosine of each pair, (N,) float64; both sides are queries."""
-    texts = list(dict.fromkeys(dataset.first + dataset.second))  # each text once
-    place = {text: n for n, text in enumerate(texts)}
-    vectors = encoder.encode_queries(texts, instruction=instruction).astype(np.float64)
-    first, second = (
-        vectors[[place[text] for text in side]] for side in (dataset.first, dataset.second)
-    )
+    vectors = encoder.encode_queries([*dataset.first, *dataset.second], instruction=instruction)
+    first, second = np.split(vectors.astype(np.float64), 2)
     return np.einsum("nw,nw->n", first, second)
 
 

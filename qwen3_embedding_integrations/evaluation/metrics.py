@@ -14,7 +14,12 @@ from .data import PairSet, RetrievalSet
 
 Numbers = npt.NDArray[np.float64]
 Ranking = Mapping[str, Sequence[tuple[str, float]]]  # query → (document, score), best first
-MEASURES = {"ndcg@10": "ndcg_cut.10", "recall@10": "recall.10", "recall@100": "recall.100"}
+MEASURES = {
+    "ndcg@10": "ndcg_cut.10",
+    "recall@10": "recall.10",
+    "recall@100": "recall.100",
+    "mrr@10": "recip_rank",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,8 @@ def measure_pairs(dataset: PairSet, scores: npt.ArrayLike) -> Results:
 def measure_ranking(dataset: RetrievalSet, ranking: Ranking) -> Results:
     """Return nDCG@10, recall@10, recall@100 and MRR@10 of each query, by trec_eval's code.
 
-    The order of a ranking counts, not its scores; a query without documents has 0.
+    The order of a ranking counts, not its scores; a document's first place; a query without
+    documents has 0.
     """
     try:
         import pytrec_eval
@@ -63,19 +69,17 @@ def measure_ranking(dataset: RetrievalSet, ranking: Ranking) -> Results:
         raise MissingDependencyError("pytrec_eval", extra="evaluate") from error
     ids = tuple(dataset.queries)
     # trec_eval sorts by score and ties by id: falling scores keep the order. It wants a document.
-    run = {
-        id_: {one[0]: -float(rank) for rank, one in enumerate(ranking.get(id_) or [("", 0.0)])}
-        for id_ in ids
-    }
+    run: dict[str, dict[str, float]] = {}
+    for id_ in ids:
+        documents = dict.fromkeys(one[0] for one in ranking.get(id_) or [("", 0.0)])
+        run[id_] = {document: -float(rank) for rank, document in enumerate(documents)}
     answers = {id_: dataset.relevant[id_] for id_ in ids}
     found = pytrec_eval.RelevanceEvaluator(answers, {*MEASURES.values()}).evaluate(run)
-    first = {id_: dict(list(one.items())[:10]) for id_, one in run.items()}
-    ranks = pytrec_eval.RelevanceEvaluator(answers, {"recip_rank"}).evaluate(first)
     values = {
         name: np.array([found[id_][measure.replace(".", "_")] for id_ in ids])
         for name, measure in MEASURES.items()
     }
-    values["mrr@10"] = np.array([ranks[id_]["recip_rank"] for id_ in ids])
+    values["mrr@10"] *= values["mrr@10"] >= 1 / 10  # it looks at the whole ranking
     return Results(ids, values, False)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..core.config import check_range
 from ..errors import InputError
 from .metrics import Numbers, Results
 
@@ -53,8 +54,9 @@ def compare_paired(
     share of resamples on the other side of 0, at least 2 / (num_resamples + 1). Raises InputError
     if the items are not the same.
     """
-    if results.ids != baseline.ids or results.is_pairs != baseline.is_pairs:
-        raise InputError("the baseline's results are of other items: nothing to compare in pairs")
+    labels, others = (one.values.get("label", np.empty(0)) for one in (results, baseline))
+    if results.ids != baseline.ids or not np.array_equal(labels, others):
+        raise InputError("the baseline is of other items, or other labels: not to be paired")
     num_items = len(results.ids)
     values = _gains(results, baseline, np.ones((1, num_items)))
     drawn = [_gains(results, baseline, one) for one in _resample(num_items, seed, num_resamples)]
@@ -69,10 +71,11 @@ def compare_paired(
 
 def _gains(results: Results, baseline: Results, weights: Numbers) -> dict[str, Numbers]:
     ours, theirs = results.metrics(weights), baseline.metrics(weights)
-    return {name: ours[name] - theirs[name] for name in ours}
+    return {name: ours[name] - theirs[name] for name in ours if name in theirs}
 
 
 def _resample(num_items: int, seed: int, num_resamples: int) -> Iterator[Numbers]:
+    check_range("num_resamples", num_resamples, 1, 1_000_000)
     rng = np.random.default_rng(seed)
     block = max(1, MAX_CELLS // num_items)
     for start in range(0, num_resamples, block):

@@ -13,7 +13,7 @@ import transformers
 
 from qwen3_embedding_integrations import shared_encoder
 from qwen3_embedding_integrations.core.tokenizer import Tokenizer
-from qwen3_embedding_integrations.doctor.texts import DOCUMENTS, query_strings
+from qwen3_embedding_integrations.doctor.texts import DOCUMENTS, QUERY_STRINGS
 from tests.oracle import vectors_of_ids
 
 PACKAGE = Path(__file__).parent.parent / "qwen3_embedding_integrations"
@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parent.parent / "qwen3_embedding_integrations"
 
 def main() -> None:
     """Write the file."""
-    folder, texts = PACKAGE / "tiny", [*DOCUMENTS, *query_strings()]
+    folder, texts = PACKAGE / "tiny", [*DOCUMENTS, *QUERY_STRINGS]
     ids = [[int(i) for i in row] for row in Tokenizer(folder).encode(texts)]
     vectors = vectors_of_ids(folder, ids)
     source = (

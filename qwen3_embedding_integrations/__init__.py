@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .contract import EmbeddingContract, Encoder, EncoderStats
     from .core.config import EncoderConfig, RerankerConfig
     from .doctor.diagnosis import diagnose
-    from .doctor.faults import Check, Diagnosis, Fault
+    from .doctor.report import Check, Diagnosis, Fault
     from .encoder import Qwen3Encoder
     from .errors import (
         ConfigError,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
-    from .evaluation import Evaluation, evaluate
+    from .evaluation import Comparison, Evaluation, compare, evaluate
     from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
     from .keywords import KeywordIndex
@@ -51,6 +51,7 @@ __all__ = [
     "CacheStats",
     "CachedEncoder",
     "Check",
+    "Comparison",
     "ConfigError",
     "ContractMismatchError",
     "DeviceOutOfMemoryError",
@@ -92,6 +93,7 @@ __all__ = [
     "SearchStore",
     "StoreError",
     "TextTooLongError",
+    "compare",
     "diagnose",
     "evaluate",
     "index_documents",
@@ -104,8 +106,9 @@ __all__ = [
 _HOMES = {
     "CacheStats": "cache",
     "CachedEncoder": "cache",
-    "Check": "doctor.faults",
-    "Diagnosis": "doctor.faults",
+    "Check": "doctor.report",
+    "Comparison": "evaluation",
+    "Diagnosis": "doctor.report",
     "DiskStore": "cache",
     "EmbeddingContract": "contract",
     "Encoder": "contract",
@@ -113,7 +116,7 @@ _HOMES = {
     "EncoderReranker": "search",
     "EncoderStats": "contract",
     "Evaluation": "evaluation",
-    "Fault": "doctor.faults",
+    "Fault": "doctor.report",
     "Hit": "rows",
     "HybridStore": "hybrid",
     "IndexReport": "indexing",
@@ -130,6 +133,7 @@ _HOMES = {
     "RerankerConfig": "core.config",
     "RerankerStats": "reranker",
     "SearchStore": "rows",
+    "compare": "evaluation",
     "diagnose": "doctor.diagnosis",
     "evaluate": "evaluation",
     "index_documents": "indexing",

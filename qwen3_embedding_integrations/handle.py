@@ -1,4 +1,4 @@
-"""What an encoder and a reranker have in common: they hold one loaded model, closed and copied."""
+"""What encoders and rerankers have in common: they are closed and copied; Handle holds a model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,28 @@ if TYPE_CHECKING:
 C = TypeVar("C", EncoderConfig, RerankerConfig)
 
 
-class Handle(Generic[C]):
-    """A loaded model's holder; a context manager that closes it."""
+class Held:
+    """What is closed at the end of a `with`, and stays one wherever it is copied."""
+
+    def close(self) -> None:
+        """Refuse calls from now on, and free what is held."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # hosts copy their settings; weights, connections and caches stay one
+
+
+class Handle(Held, Generic[C]):
+    """A loaded model's holder."""
 
     config: C
     max_length: int
@@ -53,6 +73,11 @@ class Handle(Generic[C]):
         return self._loaded.engine.counts()
 
     @property
+    def content_hash(self) -> str:
+        """A hash of the model's files, the same wherever they lie; the first access reads them."""
+        return self._loaded.content_hash
+
+    @property
     def is_closed(self) -> bool:
         """Whether calls are refused: closed, or copied into another process by a fork."""
         return self._loaded.engine.is_closed
@@ -64,15 +89,3 @@ class Handle(Generic[C]):
         shares its weights; the next call of theirs loads them again.
         """
         self._loaded.engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self  # hosts copy their settings; the weights stay one

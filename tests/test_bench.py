@@ -14,11 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen3_embedding_integrations import ConfigError
+from qwen3_embedding_integrations.bench.contender import install_peer
 from qwen3_embedding_integrations.bench.machine import FLAGS
 from qwen3_embedding_integrations.bench.options import BenchOptions
 from qwen3_embedding_integrations.bench.ours import REST, STAGES, TOKENISE, stage_of
 from qwen3_embedding_integrations.bench.run import run_bench
-from qwen3_embedding_integrations.bench.workers import install_peer
 from qwen3_embedding_integrations.bench.workload import make_workload
 from qwen3_embedding_integrations.cli import app
 from qwen3_embedding_integrations.core.tokenizer import Tokenizer

@@ -19,7 +19,7 @@ from qwen3_embedding_integrations import (
     shared_encoder,
 )
 from qwen3_embedding_integrations.core.prompts import WEB_SEARCH, query_prompt
-from qwen3_embedding_integrations.doctor.faults import REMEDIES
+from qwen3_embedding_integrations.doctor.report import REMEDIES
 from tests.backends import (
     END,
     IM_END,

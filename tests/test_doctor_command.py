@@ -11,11 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.backends import (
-    TransformersBackend,
-    of_encoder,
-    serving,
-)
+from tests.backends import TransformersBackend, of_encoder, serving
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

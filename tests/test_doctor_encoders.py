@@ -23,13 +23,7 @@ from qwen3_embedding_integrations import (
 )
 from qwen3_embedding_integrations.core.linear import has_packed_products
 from qwen3_embedding_integrations.core.prompts import WEB_SEARCH, query_prompt
-from tests.backends import (
-    TINY,
-    TransformersBackend,
-    problems,
-    serving,
-    write_like_tiny,
-)
+from tests.backends import TINY, TransformersBackend, problems, serving, write_like_tiny
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},

@@ -8,23 +8,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qwen3_embedding_integrations import (
-    shared_encoder,
-)
+from qwen3_embedding_integrations import shared_encoder
 from qwen3_embedding_integrations.core.tokenizer import Tokenizer
-from qwen3_embedding_integrations.doctor.golden import compare, find_golden
-from qwen3_embedding_integrations.doctor.reference import TokenizedText, hidden_states
-from qwen3_embedding_integrations.doctor.texts import DOCUMENTS, long_texts, query_strings
-from tests.backends import (
-    TINY,
-)
+from qwen3_embedding_integrations.doctor.golden import compare, find_golden, precision_of
+from qwen3_embedding_integrations.doctor.texts import DOCUMENTS, QUERY_STRINGS, long_texts
+from qwen3_embedding_integrations.doctor.weights import TokenizedText, hidden_states
+from tests.backends import TINY
 from tests.checkpoints import official_tokenizer
 from tests.oracle import largest_difference, reference_vectors
 
 
 def test_the_reference_is_transformers(small_checkpoint: Path) -> None:
     """The doctor's own plain forward gives Qwen3Model's vectors, in two shapes."""
-    texts = [*DOCUMENTS, *query_strings()]
+    texts = [*DOCUMENTS, *QUERY_STRINGS]
     for folder in (TINY, small_checkpoint):
         ids = [TokenizedText(tuple(map(int, row))) for row in Tokenizer(folder).encode(texts)]
         ours = torch.stack([h[-1] for h in hidden_states(folder, ids)])
@@ -43,8 +39,7 @@ def test_recorded_values_are_transformers() -> None:
     difference = largest_difference(recorded, reference_vectors(TINY, texts))
     assert difference < 1e-6, f"{difference:.1e}"
     deviation = compare(golden, lambda some: reference_vectors(TINY, some).astype(np.float64))
-    assert deviation is not None
-    assert deviation.precision == "float32"
+    assert precision_of(deviation) == "float32"
 
 
 def test_published_values_have_sources_and_names(tmp_path: Path) -> None:
@@ -74,11 +69,9 @@ def test_published_values_agree_with_each_other() -> None:
     known = {one["text"]: np.array(one["values"]) for one in whole}
     only = dataclasses.replace(golden, texts={}, pairs=[], vectors=whole)
     deviation = compare(only, lambda texts: np.stack([known[text] for text in texts]))
-    assert deviation is not None
-    assert deviation.precision == "float32"
+    assert precision_of(deviation) == "float32"
     deviation = compare(only, lambda texts: np.stack([known[text][::-1] for text in texts]))
-    assert deviation is not None
-    assert deviation.precision is None
+    assert precision_of(deviation) is None
 
 
 def test_long_texts_are_as_long_as_they_say(tmp_path: Path) -> None:

@@ -66,10 +66,12 @@ DOCUMENTED = {
     "Diagnosis",
     "Fault",
     "diagnose",
+    "Comparison",
+    "compare",
     "Evaluation",
     "evaluate",
 }
-HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client", "redis"]
+HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client", "redis", "mteb", "datasets"]
 HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors", "rich"]
 
 
@@ -193,7 +195,7 @@ def test_the_readmes_tree_is_the_tree():
     unlisted = sorted(files - listed)
     assert not unlisted, f"README does not list {unlisted}"
     data = {
-        f"{path.relative_to(folder).parts[0]}/"
+        path.name if path.parent == folder else f"{path.relative_to(folder).parts[0]}/"
         for path in folder.rglob("*")
         if path.is_file() and path.suffix not in {".py", ".pyc", ".typed"}
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingDependencyError
 from .options import OURS
@@ -16,17 +16,10 @@ OUR_COLOUR, PEER_COLOUR, TEXT_COLOUR = "#1f6feb", "#b1bac4", "#24292f"
 ROW_INCHES = 0.32
 
 
-class Panel(NamedTuple):
-    """One half of the chart."""
-
-    title: str
-    key: str  # of an engine's result: a median with minimum and maximum
-    higher_is_better: bool
-
-
+# An engine's result (a median with minimum and maximum), what is said above it, what is better.
 PANELS = (
-    Panel("Documents, tokens/s (more is better)", "documents_tokens_per_s", True),
-    Panel("One query, ms (less is better)", "query_latency_ms", False),
+    ("documents_tokens_per_s", "Documents, tokens/s (more is better)", "more"),
+    ("query_latency_ms", "One query, ms (less is better)", "less"),
 )
 
 
@@ -54,29 +47,26 @@ def draw(result: dict[str, Any], path: Path) -> None:
             fontsize=9,
         )
         for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-            _draw_panel(axes, panel, engines)
+            _draw_panel(axes, engines, *panel)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
         figure.savefig(path.with_suffix(".png"), dpi=160)
 
 
-def _draw_panel(axes: Axes, panel: Panel, engines: list[dict[str, Any]]) -> None:
+def _draw_panel(
+    axes: Axes, engines: list[dict[str, Any]], key: str, title: str, better: str
+) -> None:
     # Bars are drawn from below: the best comes last.
-    ranked = sorted(engines, key=lambda one: one[panel.key]["median"])
-    ranked = ranked if panel.higher_is_better else ranked[::-1]
-    names = [f"{one['engine']} {one['mode']}" for one in ranked]
-    spreads = [one[panel.key] for one in ranked]
-    medians = [spread["median"] for spread in spreads]
-    below = [spread["median"] - spread["min"] for spread in spreads]
-    above = [spread["max"] - spread["median"] for spread in spreads]
-    colours = [OUR_COLOUR if one["engine"] == OURS else PEER_COLOUR for one in ranked]
-    line = {"ecolor": TEXT_COLOUR, "elinewidth": 0.8, "capsize": 2}
-    axes.barh(names, medians, xerr=[below, above], color=colours, height=0.7, error_kw=line)
-    for row, spread in enumerate(spreads):
-        text = f"{spread['median']:,.0f}" if spread["median"] >= 10 else f"{spread['median']:.1f}"
-        axes.annotate(
-            text, (spread["max"], row), xytext=(4, 0), textcoords="offset points", va="center"
-        )
-    axes.set_title(panel.title, fontsize=10, loc="left", fontweight="bold")
+    ranked = sorted(engines, key=lambda one: one[key]["median"], reverse=better == "less")
+    for row, one in enumerate(ranked):
+        median, low, high = (one[key][name] for name in ("median", "min", "max"))
+        colour = OUR_COLOUR if one["engine"] == OURS else PEER_COLOUR
+        line = {"ecolor": TEXT_COLOUR, "elinewidth": 0.8, "capsize": 2}
+        reach = [[median - low], [high - median]]
+        axes.barh(row, median, xerr=reach, color=colour, height=0.7, error_kw=line)
+        text = f"{median:,.0f}" if median >= 10 else f"{median:.1f}"
+        axes.annotate(text, (high, row), xytext=(4, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(ranked)), [f"{one['engine']} {one['mode']}" for one in ranked])
+    axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
     axes.margins(x=0.14)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

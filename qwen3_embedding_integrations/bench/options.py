@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..core.config import check_choice, check_range
 from ..errors import ConfigError
-from ..peers import PEERS
+from .peers import PEERS
 
 RANDOM = "random"  # random weights at the true 0.6B shape
 OURS = "ours"
@@ -25,21 +25,16 @@ LENGTHS = (1, 16, 64, 256, 1024, 4096, 8192)
 class BenchOptions:
     """Every option of a run; checked when made (ConfigError)."""
 
-    model: str = RANDOM
-    """"random", "tiny", a folder or a hub id."""
-    modes: tuple[str, ...] = tuple(ARITHMETIC)
-    """The arithmetic that ours runs in, and peers in each mode of theirs that is the same."""
-    against: tuple[str, ...] = ()
-    """Peers, each installed in a virtual environment of its own."""
+    model: str = RANDOM  # "random", "tiny", a folder or a hub id
+    modes: tuple[str, ...] = tuple(ARITHMETIC)  # ours, and the peers' in the same arithmetic
+    against: tuple[str, ...] = ()  # peers, each installed in a virtual environment of its own
     device: str = "cpu"
     num_texts: int = 96
     num_rounds: int = 3
     num_queries: int = 20
-    lengths: tuple[int, ...] | None = None
-    """Tokens of the texts that ours is measured on apart; None: of LENGTHS, all the model reads."""
+    lengths: tuple[int, ...] = ()  # of ours apart, in tokens; none: LENGTHS, all the model reads
     out: Path = Path("benchmarks/results")
-    work_dir: Path | None = None
-    """Keeps the random model, the peers and what they made of a model; None: removed at the end."""
+    work_dir: Path | None = None  # keeps models and peers; None: removed at the end
 
     def __post_init__(self) -> None:
         if self.device != "cpu":
@@ -60,7 +55,7 @@ class BenchOptions:
         check_range("texts", self.num_texts, 1, 100_000)
         check_range("rounds", self.num_rounds, 1, 1000)
         check_range("queries", self.num_queries, 1, 10_000)
-        for length in self.lengths or ():
+        for length in self.lengths:
             check_range("lengths", length, 1, 1_000_000)
 
     def peer_modes(self, peer: str) -> list[str]:

@@ -97,36 +97,34 @@ def random_tensors(shape: dict[str, Any], *, seed: int = 0) -> dict[str, torch.T
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
-    query = shape["num_attention_heads"] * shape["head_dim"]
-    key = shape["num_key_value_heads"] * shape["head_dim"]
-
-    def matrix(rows: int, columns: int) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=generator).mul_(0.02).bfloat16()
-
-    def norm(width: int) -> torch.Tensor:
-        return (torch.rand(width, generator=generator) + 0.5).bfloat16()
-
-    tensors = {
-        "embed_tokens.weight": matrix(shape["vocab_size"], hidden),
-        "norm.weight": norm(hidden),
+    hidden, inner, head = shape["hidden_size"], shape["intermediate_size"], shape["head_dim"]
+    query, key = (shape[f"num_{name}_heads"] * head for name in ("attention", "key_value"))
+    layer = {
+        "self_attn.q_proj": (query, hidden),
+        "self_attn.k_proj": (key, hidden),
+        "self_attn.v_proj": (key, hidden),
+        "self_attn.o_proj": (hidden, query),
+        "self_attn.q_norm": (head,),
+        "self_attn.k_norm": (head,),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
+    sizes: dict[str, tuple[int, ...]] = {
+        "embed_tokens": (shape["vocab_size"], hidden),
+        "norm": (hidden,),
     }
     for i in range(shape["num_hidden_layers"]):
-        layer = f"layers.{i}."
-        tensors |= {
-            layer + "self_attn.q_proj.weight": matrix(query, hidden),
-            layer + "self_attn.k_proj.weight": matrix(key, hidden),
-            layer + "self_attn.v_proj.weight": matrix(key, hidden),
-            layer + "self_attn.o_proj.weight": matrix(hidden, query),
-            layer + "self_attn.q_norm.weight": norm(shape["head_dim"]),
-            layer + "self_attn.k_norm.weight": norm(shape["head_dim"]),
-            layer + "mlp.gate_proj.weight": matrix(inner, hidden),
-            layer + "mlp.up_proj.weight": matrix(inner, hidden),
-            layer + "mlp.down_proj.weight": matrix(hidden, inner),
-            layer + "input_layernorm.weight": norm(hidden),
-            layer + "post_attention_layernorm.weight": norm(hidden),
-        }
-    return tensors
+        sizes |= {f"layers.{i}.{name}": size for name, size in layer.items()}
+
+    def tensor(size: tuple[int, ...]) -> torch.Tensor:
+        if len(size) == 1:
+            return (torch.rand(size, generator=generator) + 0.5).bfloat16()
+        return torch.randn(size, generator=generator).mul_(0.02).bfloat16()
+
+    return {f"{name}.weight": tensor(size) for name, size in sizes.items()}
 
 
 def write_checkpoint(folder: Path, shape: dict[str, Any] = SHAPE_06B, *, seed: int = 0) -> Path:

@@ -14,6 +14,8 @@ from ..core.tokenizer import Tokenizer
 MEDIAN_LENGTH, SIGMA, MIN_LENGTH, MAX_LENGTH = 120, 0.8, 3, 1024
 MAX_ID = 150_000  # above it stand special and unused ids
 QUERY_TOKENS = 14
+TOKENS_PER_LENGTH, MAX_TEXTS_PER_LENGTH = 4096, 256
+STAGE_LENGTHS = [128] * 4
 NUM_CONCURRENT = 16
 # Frequent enough to be one token each, in any vocabulary.
 WORDS = """
@@ -36,6 +38,9 @@ class Workload:
     prefix_ids: TokenIds  # of the instruction: the same for every query
     query_ids: list[TokenIds]  # what follows them
     concurrent_queries: list[str]
+    by_length: dict[int, list[TokenIds]]  # texts that ours is measured on apart
+    stage_ids: list[TokenIds]  # one forward of 512 tokens
+    stage_strings: list[str]  # about as many tokens
 
     @property
     def whole_query_ids(self) -> list[TokenIds]:
@@ -48,17 +53,32 @@ class Workload:
         return sum(map(len, self.documents))
 
 
-def make_workload(tokenizer: Tokenizer, *, num_documents: int, num_queries: int) -> Workload:
-    """Return documents of lognormal length and queries of QUERY_TOKENS tokens, all unique."""
+def make_workload(
+    tokenizer: Tokenizer, *, num_documents: int, num_queries: int, lengths: Sequence[int] = ()
+) -> Workload:
+    """Return documents of lognormal length and queries of QUERY_TOKENS tokens, all unique.
+
+    Of each of `lengths` there are texts of TOKENS_PER_LENGTH tokens in all, as far as it allows.
+    """
     rng = np.random.default_rng(0)
-    lengths = np.exp(rng.normal(np.log(MEDIAN_LENGTH), SIGMA, num_documents))
-    documents = make_texts(tokenizer, np.clip(lengths, MIN_LENGTH, MAX_LENGTH).astype(int).tolist())
+    document_lengths = np.exp(rng.normal(np.log(MEDIAN_LENGTH), SIGMA, num_documents))
+    document_lengths = np.clip(document_lengths, MIN_LENGTH, MAX_LENGTH).astype(int).tolist()
     queries = make_queries(tokenizer, num_queries + NUM_CONCURRENT)
     queries, concurrent = queries[:num_queries], queries[num_queries:]
     rules = InputRules(max_length=8192, on_too_long="error", on_empty="error")
     inputs = prepare(tokenizer, queries, "queries", rules, prompt=query_prompt(WEB_SEARCH))
-    query_ids = [token_ids.tolist() for token_ids in inputs.sequences]
-    return Workload(documents, queries, list(inputs.prefix_ids), query_ids, concurrent)
+    num_texts = {n: max(1, min(MAX_TEXTS_PER_LENGTH, TOKENS_PER_LENGTH // n)) for n in lengths}
+    num_stage_strings = sum(STAGE_LENGTHS) // QUERY_TOKENS
+    return Workload(
+        documents=make_texts(tokenizer, document_lengths),
+        queries=queries,
+        prefix_ids=list(inputs.prefix_ids),
+        query_ids=[token_ids.tolist() for token_ids in inputs.sequences],
+        concurrent_queries=concurrent,
+        by_length={n: make_texts(tokenizer, [n] * num) for n, num in num_texts.items()},
+        stage_ids=make_texts(tokenizer, STAGE_LENGTHS),
+        stage_strings=[queries[i % num_queries] for i in range(num_stage_strings)],
+    )
 
 
 def make_texts(tokenizer: Tokenizer, lengths: Sequence[int]) -> list[TokenIds]:

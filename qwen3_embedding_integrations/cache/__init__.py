@@ -1,11 +1,9 @@
 """CachedEncoder: texts that were encoded before are answered from memory, disk or Redis."""
 
-from .disk import DiskStore
 from .encoder import CachedEncoder
 from .entry import Storage
-from .layer import CacheStats, Store, StoreStats
-from .memory import MemoryStore
-from .redis_store import RedisStore
+from .layer import CacheStats, StoreStats
+from .stores import DiskStore, MemoryStore, RedisStore, Store
 
 __all__ = [
     "CacheStats",

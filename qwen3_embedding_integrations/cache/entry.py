@@ -1,28 +1,44 @@
-"""A vector as the bytes that a store keeps, checked when they are read.
+"""What a store keeps of a text: a key that no other vector has, and the vector as checked bytes.
+
+The promise of a hit is the vector that this encoder would compute, to the rounding in which two of
+its own batches differ. So the key holds every fact of the contract that moves a vector further,
+also those an index forgives: dtype and quantization (else who filled the cache first would decide
+what everyone gets), max_length and on_too_long (a text that is an error must stay one). A fact that
+the contract gains later is in the key by itself. What stays out:
+
+  dimensions       an entry answers for every width up to its own: cut, then made a unit vector
+                   again, as the model was trained for
+  instruction      stands in the prompt of queries; documents never see it
+  package_version  an upgrade does not empty a cache; KEY_VERSION does, when the numbers change
+
+An entry:
 
   magic  4 bytes   "Q3V1"
   code   1 byte    "f" float32, "e" float16, little-endian; then 3 bytes of zeros
   width  4 bytes   number of components
   check  8 bytes   of the key and all other bytes: an entry under another key is damaged
   vector width × 4 or 2 bytes
-
-An entry answers whoever asks for no more than it holds: fewer dimensions (cut, then made a unit
-vector again: the model was trained so), or float16 of float32.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
-from typing import Literal, NamedTuple
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ..contract import Vectors
+from ..contract import EmbeddingContract, Vectors
 
 Storage = Literal["float32", "float16"]
 STORAGES = ("float32", "float16")
+
+KEY_VERSION = 1
+NOT_IN_KEY = ("dimensions", "instruction", "package_version")
 
 MAGIC = b"Q3V1"
 HEAD = struct.Struct("<4sc3xI")
@@ -34,11 +50,19 @@ TYPES = {b"f": np.dtype("<f4"), b"e": np.dtype("<f2")}
 LENGTH_TOLERANCE = 1e-3
 
 
-class Wanted(NamedTuple):
-    """What an entry must be able to give."""
+@lru_cache(maxsize=256)
+def key_space(contract: EmbeddingContract, prompt: str | None) -> bytes:
+    """Return what all keys of a contract and a prompt share, 32 bytes; no prompt: documents."""
+    facts = {name: fact for name, fact in asdict(contract).items() if name not in NOT_IN_KEY}
+    role = "document" if prompt is None else "query"
+    space = json.dumps([KEY_VERSION, facts, role, prompt], sort_keys=True)
+    return hashlib.sha256(space.encode()).digest()
 
-    dimensions: int
-    storage: Storage
+
+def text_key(space: bytes, text: str) -> bytes:
+    """Return the key of a text, 32 bytes: different for different texts, spaces or both."""
+    # The space has a fixed length: no two pairs run together to the same bytes.
+    return hashlib.sha256(space + text.encode()).digest()
 
 
 def write_entry(key: bytes, vector: npt.NDArray[np.float32], storage: Storage) -> bytes:
@@ -49,33 +73,31 @@ def write_entry(key: bytes, vector: npt.NDArray[np.float32], storage: Storage) -
     return head + _check(key, head, body) + body
 
 
-def read_entry(key: bytes, entry: bytes, wanted: Wanted) -> Vectors | None:
+def read_entry(key: bytes, entry: bytes, dimensions: int, storage: Storage) -> Vectors | None:
     """Return the unit vector, (dimensions,) float32, or None where the entry holds too little.
 
-    Raises ValueError for an entry that is damaged: its length, its check, or a vector that is not
-    finite or not of unit length.
+    Raises ValueError for an entry that is damaged: its check, or a vector that is not finite or not
+    of unit length.
     """
-    if len(entry) < NUM_HEAD_BYTES:
-        raise ValueError(f"{len(entry)} bytes are no entry")
-    magic, code, width = HEAD.unpack_from(entry)
     head, body = entry[: HEAD.size], entry[NUM_HEAD_BYTES:]
-    if magic != MAGIC or code not in TYPES or len(body) != width * TYPES[code].itemsize:
-        raise ValueError(f"an entry of {len(entry)} bytes has the head {head!r}")
     if entry[HEAD.size : NUM_HEAD_BYTES] != _check(key, head, body):
-        raise ValueError("the check does not fit the entry")
+        raise ValueError(f"the check does not fit the entry, of {len(entry)} bytes")
+    magic, code, width = HEAD.unpack(head)
+    if magic != MAGIC or code not in TYPES:
+        raise ValueError(f"the entry is of another version: {head!r}")
     vector = np.frombuffer(body, TYPES[code]).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         length = float(np.sqrt(vector @ vector))
     if not abs(length - 1) <= LENGTH_TOLERANCE:  # NaN and inf as well
         raise ValueError(f"the vector has length {length}")
-    if width < wanted.dimensions or (code == b"e" and wanted.storage == "float32"):
+    if width < dimensions or (code == b"e" and storage == "float32"):
         return None
-    if width == wanted.dimensions and code == b"f":
+    if width == dimensions and code == b"f":
         return vector  # bit for bit what the encoder gave
-    cut = vector[: wanted.dimensions]
+    cut = vector[:dimensions]
     length = float(np.linalg.norm(cut))
     if length == 0:
-        raise ValueError(f"the first {wanted.dimensions} components are zero")
+        raise ValueError(f"the first {dimensions} components are zero")
     return (cut / np.float32(length)).astype(np.float32)
 
 

@@ -1,18 +1,20 @@
-"""Texts being encoded: who asks for one of them meanwhile waits for it, thread or coroutine."""
+"""Calls under way: how their steps are taken, and who waits for whom, thread or coroutine."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-Rows = Mapping[bytes, npt.NDArray[np.float32]]
+T = TypeVar("T")
+Vectors = npt.NDArray[np.float32]
+Rows = Mapping[bytes, Vectors]
 
 # How long anyone else waits for a call that runs on an event loop: the waiter may be what blocks
 # that loop (a host's sync method called in a coroutine), and then it would wait for itself.
@@ -20,55 +22,57 @@ LOOP_PATIENCE_S = 5.0
 
 
 class Flight:
-    """The keys that one call encodes; ends with their rows, or without where the call failed."""
+    """The keys that one call encodes; ends with their rows, or with none where the call failed."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None, loop_patience_s: float) -> None:
+    def __init__(self) -> None:
         self.keys: list[bytes] = []
-        self._loop = loop
-        self._loop_patience_s = loop_patience_s
-        self._future = Future[Rows | None]()
+        self.rows = Future[Rows]()
         # As if it ran: one waiter that leaves cannot cancel it for the others.
-        self._future.set_running_or_notify_cancel()
+        self.rows.set_running_or_notify_cancel()
+        self.loop = _running_loop()
 
-    def end(self, rows: Rows | None) -> None:
-        """Let the waiters go, once."""
-        if not self._future.done():
-            self._future.set_result(rows)
 
-    def wait(self) -> Rows | None:
-        """Return the rows; None if the call failed, or does not end while this thread waits."""
-        here = _running_loop()
-        if self._loop is not None and self._loop is here:
-            patience_s = 0.0
-        else:
-            patience_s = None if self._loop is None else self._loop_patience_s
+class Way(NamedTuple):
+    """How the steps of a call are taken: on the calling thread, or awaited."""
+
+    encode_texts: Callable[[Sequence[str]], Any]  # vectors, or what is awaited for them
+    is_async: bool = False
+    loop_patience_s: float = LOOP_PATIENCE_S
+
+    def finish(self, call: Coroutine[Any, Any, Vectors]) -> Vectors:
+        """Return what a call returns whose steps are taken on this thread: none of them waits."""
         try:
-            return self._future.result(patience_s)
-        except TimeoutError:
-            return None
+            call.send(None)
+        except StopIteration as end:
+            return end.value
+        raise AssertionError("a call on a thread waited for an event loop")
 
-    async def await_(self) -> Rows | None:
-        """Return what `wait` returns, without blocking the event loop."""
-        is_safe = self._loop is None or self._loop is asyncio.get_running_loop()
-        landed = asyncio.wrap_future(self._future)
+    async def encode(self, texts: Sequence[str]) -> Vectors:
+        """Return one vector per text, or raise what the encoder raises."""
+        vectors = self.encode_texts(texts)
+        return await vectors if self.is_async else vectors
+
+    async def aside(self, function: Callable[[], T]) -> T:
+        """Return what a function returns that asks stores, which may block."""
+        return await asyncio.to_thread(function) if self.is_async else function()
+
+    async def wait(self, flight: Flight) -> Rows:
+        """Return a flight's rows; none if its call failed, or may never end while this waits."""
+        is_own_loop = flight.loop is not None and flight.loop is _running_loop()
+        patience_s = None if flight.loop is None else self.loop_patience_s
         try:
-            return await asyncio.wait_for(landed, None if is_safe else self._loop_patience_s)
+            if self.is_async:
+                landed = asyncio.wrap_future(flight.rows)
+                return await asyncio.wait_for(landed, None if is_own_loop else patience_s)
+            return flight.rows.result(0 if is_own_loop else patience_s)
         except TimeoutError:
-            return None
-
-
-class Claim(NamedTuple):
-    """What a call has to encode itself, and for whom it waits."""
-
-    flight: Flight
-    others: list[Flight]
+            return {}
 
 
 class Flights:
     """The texts being encoded by one CachedEncoder."""
 
-    def __init__(self, *, loop_patience_s: float = LOOP_PATIENCE_S) -> None:
-        self._loop_patience_s = loop_patience_s
+    def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
@@ -76,15 +80,14 @@ class Flights:
         self._lock = threading.Lock()
         self._by_key: dict[bytes, Flight] = {}
 
-    def claim(self, keys: Iterable[bytes]) -> Claim:
+    def claim(self, keys: Iterable[bytes]) -> tuple[Flight, list[Flight]]:
         """Return a flight of the keys that nobody encodes, and the flights of the others.
 
-        The flight must be ended by `land` or `fail`, whatever happens.
+        The first must be ended, whatever happens.
         """
         if self._process != os.getpid():  # the parent's flights never land in a fork
             self._reset()
-        flight = Flight(_running_loop(), self._loop_patience_s)
-        others: dict[Flight, None] = {}
+        flight, others = Flight(), dict[Flight, None]()
         with self._lock:
             for key in keys:
                 holder = self._by_key.setdefault(key, flight)
@@ -92,22 +95,14 @@ class Flights:
                     flight.keys.append(key)
                 else:
                     others[holder] = None
-        return Claim(flight, list(others))
+        return flight, list(others)
 
-    def land(self, flight: Flight, rows: Rows) -> None:
-        """End a flight with its rows."""
-        self._end(flight, {key: rows[key] for key in flight.keys})
-
-    def fail(self, flight: Flight) -> None:
-        """End a flight without rows, if it has not landed: its waiters encode for themselves."""
-        self._end(flight, None)
-
-    def _end(self, flight: Flight, rows: Rows | None) -> None:
+    def end(self, flight: Flight, rows: Rows) -> None:
+        """Give the waiters the rows; where there are none, they encode for themselves."""
         with self._lock:
             for key in flight.keys:
-                if self._by_key.get(key) is flight:
-                    del self._by_key[key]
-        flight.end(rows)
+                self._by_key.pop(key, None)
+        flight.rows.set_result(rows)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

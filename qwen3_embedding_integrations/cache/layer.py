@@ -1,4 +1,4 @@
-"""One store of a cache: what it keeps, how often it answered, and left alone while it is down."""
+"""One store of a cache: its answers checked and counted; left alone while it is down."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..contract import Vectors
-from .entry import Wanted, read_entry
+from .entry import Storage, read_entry
+from .stores import Store
 
 logger = logging.getLogger(__name__)
 
@@ -17,22 +18,7 @@ T = TypeVar("T")
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
-
-
-class Store(Protocol):
-    """Where entries are kept: bytes under keys of 32 bytes.
-
-    May raise anything, and lose or damage what it keeps: the cache takes that as a miss. Called
-    from any thread.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def stored_bytes(self) -> int | None: ...  # None: not known without asking a server
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]: ...  # those that are there
-    def put(self, entries: Mapping[bytes, bytes]) -> None: ...
-    def close(self) -> None: ...
+COUNTED = ("hits", "misses", "damaged", "errors", "skipped")
 
 
 class StoreStats(NamedTuple):
@@ -63,19 +49,16 @@ class Breaker:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._pause_s = 0.0
+        self._pause_s = 0.0  # while it is open
         self._until = 0.0
-        self._is_trying = False
 
     def allows(self) -> bool:
         """Return whether to make a call now; the first one after a pause is alone in trying."""
         with self._lock:
-            if not self._pause_s:
-                return True
-            if self._clock() < self._until:
+            if self._pause_s and self._clock() < self._until:
                 return False
-            self._is_trying = True
-            self._until = self._clock() + self._pause_s  # the others pause on meanwhile
+            if self._pause_s:  # the others pause on meanwhile, and longer if this one fails
+                self._pause(min(2 * self._pause_s, LONGEST_PAUSE_S))
             return True
 
     def note(self, *, is_success: bool) -> bool:
@@ -84,11 +67,12 @@ class Breaker:
             was_open = self._pause_s > 0
             if is_success:
                 self._pause_s = 0.0
-            elif self._is_trying or not was_open:  # else one of many that failed together
-                self._pause_s = min(max(2 * self._pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
-                self._until = self._clock() + self._pause_s
-            self._is_trying = False
+            elif not was_open:  # else one of many that failed together
+                self._pause(FIRST_PAUSE_S)
             return was_open == is_success
+
+    def _pause(self, seconds: float) -> None:
+        self._pause_s, self._until = seconds, self._clock() + seconds
 
 
 class Layer:
@@ -99,33 +83,31 @@ class Layer:
         # Reading and writing apart: a full Redis refuses writes and answers reads.
         self._reading, self._writing = Breaker(), Breaker()
         self._lock = threading.Lock()
-        self._hits = self._misses = self._damaged = self._errors = self._skipped = 0
+        self._counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
 
     def find(
-        self, keys: Sequence[bytes], wanted: Wanted, *, is_second_look: bool = False
+        self, keys: Sequence[bytes], dimensions: int, storage: Storage, is_first_look: bool
     ) -> tuple[dict[bytes, Vectors], dict[bytes, bytes]]:
         """Return the vectors of the keys that are here, and their entries.
 
-        A second look counts what it finds, and what it does not find is not missed twice.
+        A second look is not counted: every text is a hit or a miss once.
         """
         entries = self._try(self._reading, lambda: self.store.get(keys)) or {}
         found: dict[bytes, Vectors] = {}
         damage: list[str] = []
         for key, entry in entries.items():
             try:
-                vector = read_entry(key, entry, wanted)
+                vector = read_entry(key, entry, dimensions, storage)
             except ValueError as error:
                 damage.append(str(error))
             else:
                 if vector is not None:
                     found[key] = vector
-        if damage and not is_second_look:
-            message = "cache store %s: %d damaged entries are made anew, the first: %s"
-            logger.warning(message, self.store.name, len(damage), damage[0])
-        with self._lock:
-            self._hits += len(found)
-            self._misses += -len(found) if is_second_look else len(keys) - len(found)
-            self._damaged += 0 if is_second_look else len(damage)
+        if is_first_look:
+            self._count(hits=len(found), misses=len(keys) - len(found), damaged=len(damage))
+            if damage:
+                message = "cache store %s: %d damaged entries are made anew, the first: %s"
+                logger.warning(message, self.store.name, len(damage), damage[0])
         return found, {key: entries[key] for key in found}
 
     def keep(self, entries: Mapping[bytes, bytes]) -> None:
@@ -140,19 +122,21 @@ class Layer:
         except Exception:
             stored_bytes = None
         with self._lock:
-            counts = self._hits, self._misses, self._damaged, self._errors, self._skipped
-        return StoreStats(self.store.name, *counts, stored_bytes)
+            return StoreStats(self.store.name, **self._counts, stored_bytes=stored_bytes)
+
+    def _count(self, **numbers: int) -> None:
+        with self._lock:
+            for name, number in numbers.items():
+                self._counts[name] += number
 
     def _try(self, breaker: Breaker, call: Callable[[], T]) -> T | None:
         if not breaker.allows():
-            with self._lock:
-                self._skipped += 1
+            self._count(skipped=1)
             return None
         try:
             answer = call()
         except Exception as error:
-            with self._lock:
-                self._errors += 1
+            self._count(errors=1)
             if breaker.note(is_success=False):
                 # Its type alone: a message may hold an address with a password.
                 kind = type(error).__name__

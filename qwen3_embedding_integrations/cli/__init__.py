@@ -15,11 +15,14 @@ from ..errors import Qwen3EmbeddingError
 from ..merge import merge
 from ..quantize import quantize
 from ..server.command import serve
+from .compare import compare
 from .contract import contract_app
 from .evaluate import evaluate
 from .finetune import finetune
 from .index import index
+from .mteb import mteb
 from .options import err
+from .plan import plan
 from .reindex import reindex
 from .rerank import rerank
 from .search import demo, encode, search
@@ -32,7 +35,7 @@ app = typer.Typer(
 )
 VERBS = (
     demo, index, reindex, search, rerank, encode, serve, quantize, merge, bench, doctor, evaluate,
-    finetune,
+    compare, mteb, plan, finetune,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)
@@ -44,9 +47,9 @@ def _prepare(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is chosen.")] = False,
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(
-        level=level, format="%(message)s", handlers=[RichHandler(console=err, show_path=False)]
-    )
+    # The handler's too: what is shown stays the same if a logger is told to say more.
+    handler = RichHandler(level, console=err, show_path=False)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
 
 
 def main() -> None:

@@ -98,6 +98,7 @@ class Waiting:
         self._bulk: deque[Share] = deque()  # shares of larger calls
         self._open_calls: weakref.WeakSet[Call] = weakref.WeakSet()  # whoever waits holds their own
         self._num_overtaking = 0
+        self._tokens_under_way = 0  # of the forward that was taken last
         # Reentrant: the garbage collector may stop an engine from within any allocation.
         self._wakeup = threading.Condition(threading.RLock())
 
@@ -117,7 +118,7 @@ class Waiting:
             self._open_calls.add(call)
             self._count(call, num_tokens)
             (self._calls if len(shares) == 1 else self._bulk).extend(shares)
-            self._wakeup.notify(len(shares))
+            self._wakeup.notify_all()  # one woken alone might be the one that must not run it
         # A caller who leaves gives back the room at once, not when the queue reaches the shares.
         held = weakref.ref(call)
         call.future.add_done_callback(lambda _: self._forget(held()))
@@ -129,7 +130,7 @@ class Waiting:
                 if not share.call.future.done():
                     self._count(share.call, share.batch.num_keys)
             self._calls.extendleft(reversed(shares))
-            self._wakeup.notify(len(shares))
+            self._wakeup.notify_all()
 
     def close(self, reason: str) -> None:
         """Let no one wait or take any more; the first reason counts."""
@@ -146,23 +147,45 @@ class Waiting:
         for call in unanswered:
             call.fail(EngineClosedError(self.closed_because or "the encoder is closed"))
 
-    def take(self, max_tokens: int, *, wait: bool) -> list[Share] | None:
-        """Return the shares of the next forward, none if nothing waits; None once closed."""
+    def take(self, max_tokens: int, *, wait: bool, beside_tokens: int = 0) -> list[Share] | None:
+        """Return the shares of the next forward, none if nothing waits; None once closed.
+
+        With `beside_tokens`, only calls of at most `max_tokens`, and nothing unless a forward of
+        that many tokens is under way elsewhere.
+        """
         with self._wakeup:
+            if not beside_tokens:
+                self._tokens_under_way = 0
             while self.closed_because is None:
-                overtaken = bool(self._bulk) and self._num_overtaking >= MAX_OVERTAKING_FORWARDS
-                lanes = [self._bulk, self._calls] if overtaken else [self._calls, self._bulk]
-                for lane in lanes:
-                    if shares := _take(lane, max_tokens):
-                        for share in shares:
-                            self._count(share.call, -share.batch.num_keys)
-                        overtakes = lane is self._calls and bool(self._bulk)
-                        self._num_overtaking = self._num_overtaking + 1 if overtakes else 0
-                        return shares
+                if not beside_tokens:
+                    shares = self._next(max_tokens)
+                elif self._tokens_under_way >= beside_tokens:
+                    shares = _take(self._calls, max_tokens, must_fit=True)
+                else:
+                    shares = []
+                if shares:
+                    num_tokens = 0
+                    for share in shares:
+                        self._count(share.call, -share.batch.num_keys)
+                        num_tokens += share.batch.num_keys
+                    if not beside_tokens:
+                        self._tokens_under_way = num_tokens
+                        self._wakeup.notify_all()  # what is left may run beside it
+                    return shares
                 if not wait:
                     return []
                 self._wakeup.wait()
             return None
+
+    def _next(self, max_tokens: int) -> list[Share]:
+        overtaken = bool(self._bulk) and self._num_overtaking >= MAX_OVERTAKING_FORWARDS
+        lanes = [self._bulk, self._calls] if overtaken else [self._calls, self._bulk]
+        for lane in lanes:
+            if shares := _take(lane, max_tokens):
+                overtakes = lane is self._calls and bool(self._bulk)
+                self._num_overtaking = self._num_overtaking + 1 if overtakes else 0
+                return shares
+        return []
 
     @property
     def num_calls(self) -> int:
@@ -180,21 +203,27 @@ class Waiting:
                 self._count(call, -call.num_waiting_tokens)
 
 
-def _take(lane: deque[Share], room: int) -> list[Share]:
-    """Take the first share that waits and what fits beside it: same prefix, one budget."""
+def _take(lane: deque[Share], room: int, *, must_fit: bool = False) -> list[Share]:
+    """Take the first share that waits and what fits beside it: same prefix, one budget.
+
+    The first is split, or taken though it is larger, unless it `must_fit`.
+    """
     shares: list[Share] = []
     skipped: list[Share] = []
     while lane and room > 0 and len(skipped) < MAX_SKIPPED_SHARES:
         share = lane.popleft()
         if share.call.future.done():  # failed or cancelled
             continue
-        while not shares and share.batch.num_keys > room and len(share.batch) > 1:
+        while not (shares or must_fit) and share.batch.num_keys > room and len(share.batch) > 1:
             share, rest = share.split()  # the budget has shrunk since it was planned
             lane.appendleft(rest)
         fits = share.batch.num_keys <= room
-        if not shares or (
-            fits and not share.runs_alone and share.batch.prefix_ids == shares[0].batch.prefix_ids
-        ):
+        if shares:
+            joins = not share.runs_alone and share.batch.prefix_ids == shares[0].batch.prefix_ids
+            is_taken = fits and joins
+        else:
+            is_taken = fits or not must_fit
+        if is_taken:
             shares.append(share)
             room = 0 if share.runs_alone else room - share.batch.num_keys
         else:

@@ -2,9 +2,10 @@
 
 While a forward runs, calls pile up; when it ends, those that wait and fit the token budget run
 together. An idle device starts at once; with several, whichever is free takes what is next, so
-each gets as much as it is fast. When a forward fails, its shares go back to the front of the queue:
-in smaller batches after out-of-memory, one by one after anything else, so that no caller is harmed
-by another's text.
+each gets as much as it is fast. On a CPU a second thread runs short calls beside a long forward:
+the operating system shares the cores more finely than the queue can. When a forward fails, its
+shares go back to the front of the queue: in smaller batches after out-of-memory, one by one after
+anything else, so that no caller is harmed by another's text.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Runner:
     max_batch_tokens: int
     max_in_flight: int = 1
     probe: Callable[[], None] | None = None  # asked after a failure: raises if the device is lost
+    beside_tokens: int = 0  # > 0: runs only what fits, beside another's forward of so many tokens
+    prepare: Callable[[], object] = object  # run first, on its thread
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +71,7 @@ class Engine:
         self._waiting = Waiting(max_queue_tokens)
         self._pid = os.getpid()
         self._workers = [_Worker(runner, self._waiting, self._left) for runner in runners]
+        self._main = [worker for worker in self._workers if not worker.beside_tokens]
         self._lock = threading.Lock()
         self._num_serving = len(runners)
         for worker in self._workers:
@@ -105,7 +109,7 @@ class Engine:
     @property
     def max_batch_tokens(self) -> int:
         """Tokens of a forward at most, on the device with the least room."""
-        return min(worker.max_batch_tokens for worker in self._workers)
+        return min(worker.max_batch_tokens for worker in self._main)
 
     @property
     def num_forwards(self) -> int:
@@ -135,7 +139,8 @@ class Engine:
     @property
     def forwards_by_device(self) -> dict[str, int]:
         """Forwards so far of each device."""
-        return {worker.name: worker.num_forwards for worker in self._workers}
+        names = dict.fromkeys(one.name for one in self._workers)
+        return {n: sum(w.num_forwards for w in self._workers if w.name == n) for n in names}
 
     @property
     def is_closed(self) -> bool:
@@ -179,16 +184,20 @@ class _Worker:
         self._launch = runner.launch
         self._probe = runner.probe
         self._max_in_flight = runner.max_in_flight
+        self.beside_tokens = runner.beside_tokens
+        self._prepare = runner.prepare
         self._waiting = waiting
         self._left = left
-        self._in_flight: deque[_Flight] = deque()
+        self._in_flight = deque[_Flight]()
         self._lost: str | None = None  # why the device will answer no more
         self._num_since_shrunk = 0
         self._num_forwards_to_grow = FORWARDS_TO_GROW
-        self.thread = threading.Thread(target=self._serve, name="qwen3-engine", daemon=True)
+        role = "beside" if runner.beside_tokens else "engine"
+        self.thread = threading.Thread(target=self._serve, name=f"qwen3-{role}", daemon=True)
 
     def _serve(self) -> None:
         try:
+            self._prepare()
             while self._lost is None and self._step():
                 pass
             while self._in_flight:
@@ -197,12 +206,14 @@ class _Worker:
             logger.exception("the engine's thread ended")
             self._waiting.close(f"the engine's thread ended: {error!r}")
         finally:
-            del self._launch, self._probe  # and with them the weights
+            del self._launch, self._probe, self._prepare  # and with them the weights
             self._left(self._lost or "the encoder is closed")
 
     def _step(self) -> bool:
         """Launch what waits, finish what is due; False once closed. Keeps no call in a local."""
-        shares = self._waiting.take(self.max_batch_tokens, wait=not self._in_flight)
+        shares = self._waiting.take(
+            self.max_batch_tokens, wait=not self._in_flight, beside_tokens=self.beside_tokens
+        )
         if shares is None:
             return False
         if shares:

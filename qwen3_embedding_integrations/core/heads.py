@@ -49,7 +49,7 @@ class Head:
     @torch.inference_mode()
     def __call__(self, batch: PackedBatch) -> Callable[[], Vectors]:
         """Launch the batch; the returned function waits for its results, (B, R) float32."""
-        self.computed.num_tokens += batch.num_tokens
+        self.computed.add(batch.num_tokens)
         with on_device(self._model.device):
             vectors = self.graphs(batch) if self.graphs else None
             if vectors is None:

@@ -35,7 +35,7 @@ from .memory import Room, check_weights, find_room
 from .model import Computed, Qwen3Model
 from .pairs import PairTokenizer
 from .quantization import Quantizer
-from .team import Team
+from .team import Team, limit_threads
 from .tokenizer import Tokenizer
 from .weights import Layer, load_weights, read_output_rows
 from .workers import on_fresh_thread
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 # Wide enough to keep the matrix units busy, small enough that a search waits little behind it.
 MAX_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}
+SHORT_TOKENS, LONG_TOKENS = 256, 512  # calls that on a CPU run beside a forward at least so long
 QUANTIZED_ON = {"int8": "cpu", "fp8": "cuda"}
 
 
@@ -118,7 +119,7 @@ def _load_model(
     ]
     heads = [head for _, head, _ in made]
     engine = Engine(
-        [runner for runner, _, _ in made],
+        [runner for runner, _, _ in made] + _runners_beside(made[0][0]),
         width=heads[0].width,
         max_queue_tokens=config.max_queue_tokens,
     )
@@ -172,6 +173,13 @@ def _make_runner(
         probe=partial(torch.cuda.synchronize, device) if is_cuda else None,
     )
     return runner, head, room
+
+
+def _runners_beside(runner: Runner) -> list[Runner]:
+    """Return what runs short calls, on one core, while a CPU is at a long forward."""
+    limits = {"max_batch_tokens": SHORT_TOKENS, "beside_tokens": LONG_TOKENS}
+    beside = replace(runner, **limits, prepare=partial(limit_threads, 1))
+    return [beside] if runner.name == "cpu" else []
 
 
 def _make_head(

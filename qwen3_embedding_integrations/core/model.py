@@ -7,8 +7,9 @@ that read the same input, and in the last layer only each text's last token goes
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,12 @@ class Computed:
     """What has gone through a model so far."""
 
     num_tokens: int = 0  # a prefix once, not once for every text behind it
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # two threads may be at it
+
+    def add(self, num_tokens: int) -> None:
+        """Count tokens."""
+        with self._lock:
+            self.num_tokens += num_tokens
 
 
 class Texts(NamedTuple):
@@ -105,6 +112,7 @@ class Qwen3Model:
         self._dense = dense
         self._team = team
         self._prefixes: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self._prefixes_lock = threading.Lock()
 
     @torch.inference_mode()
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
@@ -123,17 +131,18 @@ class Qwen3Model:
         Computed once, in a forward of its own; the last ones asked for are kept, MAX_PREFIXES and
         KEPT_PREFIX_TOKENS in all, and the very last however long.
         """
-        if ids not in self._prefixes:
-            self.computed.num_tokens += len(ids)
-            kept: list[torch.Tensor] = []
-            self._run(PackedBatch.pack([np.array(ids, np.int32)]), None, kept)
-            self._prefixes[ids] = torch.stack(kept)
-            while len(self._prefixes) > 1 and (
-                len(self._prefixes) > MAX_PREFIXES or self.num_kept_tokens > KEPT_PREFIX_TOKENS
-            ):
-                self._prefixes.popitem(last=False)
-        self._prefixes.move_to_end(ids)
-        return self._prefixes[ids]
+        with self._prefixes_lock:
+            if ids not in self._prefixes:
+                self.computed.add(len(ids))
+                kept: list[torch.Tensor] = []
+                self._run(PackedBatch.pack([np.array(ids, np.int32)]), None, kept)
+                self._prefixes[ids] = torch.stack(kept)
+                while len(self._prefixes) > 1 and (
+                    len(self._prefixes) > MAX_PREFIXES or self.num_kept_tokens > KEPT_PREFIX_TOKENS
+                ):
+                    self._prefixes.popitem(last=False)
+            self._prefixes.move_to_end(ids)
+            return self._prefixes[ids]
 
     @property
     def num_kept_tokens(self) -> int:

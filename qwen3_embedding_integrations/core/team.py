@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -10,11 +12,13 @@ from functools import partial
 import numpy as np
 import torch
 
+from ..errors import ConfigError
 from .packing import PackedBatch
 from .workers import Workers
 
 MAX_MEMBERS = 16  # more threads would wait for Python's lock; each takes several cores instead
 MIN_TOKENS = 32  # of a member's part; below, the products are too thin to share
+NICE = "QWEN3_EMBEDDING_BULK_NICE"  # environment: how far members give way to other threads, Linux
 MAX_IMBALANCE = 1.3  # largest part over the mean part; above, all cores on one forward are faster
 
 
@@ -30,7 +34,9 @@ class Team:
     def __init__(self, num_threads: int) -> None:
         self.num_members = min(num_threads, MAX_MEMBERS)
         self._num_threads = num_threads
+        self._niceness = _read_niceness()
         self._members: Workers | None = None
+        self._is_busy = threading.Lock()
 
     def run(
         self, forward: Callable[[PackedBatch], torch.Tensor], batch: PackedBatch
@@ -42,10 +48,15 @@ class Team:
         is_even = max(tokens) * self.num_members <= MAX_IMBALANCE * sum(tokens)
         if self.num_members == 1 or min(tokens) < MIN_TOKENS or not is_even:
             return forward(batch)
-        members = self._members = self._members or self._start()
-        batches = [batch.select(rows) for rows in parts]
-        futures = [members.submit(partial(forward, part)) for part in batches]
-        wait(futures)  # all of them: a part that failed is tried again on idle cores
+        if not self._is_busy.acquire(blocking=False):
+            return forward(batch)  # beside a long forward: its parts would come first
+        try:
+            members = self._members = self._members or self._start()
+            batches = [batch.select(rows) for rows in parts]
+            futures = [members.submit(partial(forward, part)) for part in batches]
+            wait(futures)  # all of them: a part that failed is tried again on idle cores
+        finally:
+            self._is_busy.release()
         together = torch.cat([future.result() for future in futures])  # (B, H), part by part
         order = torch.from_numpy(np.argsort(np.concatenate(parts)))
         return together[order]
@@ -54,15 +65,31 @@ class Team:
         num_threads = torch.get_num_threads()
         limited = threading.Barrier(self.num_members + 1)
 
-        def prepare(share: int = max(1, self._num_threads // self.num_members)) -> None:
-            torch.get_num_threads()  # or torch's first operation would set the limit back
-            torch.set_num_threads(share)
+        share, niceness = max(1, self._num_threads // self.num_members), self._niceness
+
+        def prepare() -> None:  # without self: the members' threads would hold their team
+            limit_threads(share)
+            if niceness and sys.platform == "linux":  # elsewhere it is the process's
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
             limited.wait()
 
         members = Workers(self.num_members, "qwen3-member", prepare=prepare)
         limited.wait()
         torch.set_num_threads(num_threads)  # what new threads of others begin with
         return members
+
+
+def limit_threads(num_threads: int) -> None:
+    """Let this thread's operations, and those of threads it makes later, use so many cores."""
+    torch.get_num_threads()  # or torch's first operation would set the limit back
+    torch.set_num_threads(num_threads)
+
+
+def _read_niceness() -> int:
+    text = os.environ.get(NICE, "0")
+    if not (text.isdecimal() and int(text) <= 19):
+        raise ConfigError(f"{NICE} is {text!r}; choose a number from 0 to 19")
+    return int(text)
 
 
 def share_out(lengths: list[int], num_parts: int) -> list[np.ndarray]:

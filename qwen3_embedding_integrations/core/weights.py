@@ -67,7 +67,7 @@ def load_weights(
     when a tensor is missing, misshapen or unknown, or a file is damaged.
     """
     fold = fold or (lambda name, weight: weight)
-    reader = _Reader(_tensor_readers(folder), folder, architecture, device, dtype, fold)
+    reader = _Reader(tensor_readers(folder), folder, architecture, device, dtype, fold)
     return reader.read(pack or (lambda embedding, layers: layers))
 
 
@@ -206,13 +206,13 @@ def read_output_rows(
 
 def read_output_layer(folder: Path) -> torch.Tensor:
     """Return an output layer of its own, (vocabulary, H), mapped from its file."""
-    readers = _tensor_readers(folder)
+    readers = tensor_readers(folder)
     if OUTPUT not in readers:
         raise ModelLoadError(f"{folder} lacks the tensor {OUTPUT!r}; download it again")
     return readers[OUTPUT]()
 
 
-def _tensor_readers(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+def tensor_readers(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
     """Return name (without "model.") -> a function that reads the tensor.
 
     A file is mapped for each tensor anew: what a mapping has shown counts as this process's memory

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import replace
+from io import StringIO
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
-from .faults import REMEDIES, Diagnosis
+from .report import REMEDIES, Diagnosis
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-COLORS = {"right": "green", "wrong": "red", "note": "yellow", "skipped": "dim"}
+LOADING = "qwen3_embedding_integrations.core.loading"  # says what is chosen and why, at INFO
 ENCODER_OPTIONS = ("dimensions", "dtype", "device", "quantization", "revision", "lora")
+COLORS = {"right": "green", "wrong": "red", "note": "yellow", "skipped": "dim"}
+COMPARED = {
+    "weights": "the weights at hand; every fault has a name",
+    "values": "the model's published values; without the weights some faults look alike",
+    "nothing": "nothing but its own answers: an unknown model may be another one",
+}
 
 
 def doctor(
@@ -48,13 +56,14 @@ def doctor(
 
     Exits with 0 if it is right, 1 if it is wrong, 2 if it could not be asked.
     """
+    given = {name: value for name, value in locals().items() if value is not None}
+    options = {name: given[name] for name in ENCODER_OPTIONS if name in given}
+
     from rich.console import Console
 
     from .diagnosis import MAX_TOKENS, diagnose
 
-    given = {name: value for name, value in locals().items() if name in ENCODER_OPTIONS}
-    options = {name: value for name, value in given.items() if value is not None}
-    shared: dict[str, Any] = {
+    how: dict[str, Any] = {
         "reference": None if reference == "none" else reference,
         "max_tokens": MAX_TOKENS if max_tokens is None else max_tokens,
     }
@@ -62,31 +71,33 @@ def doctor(
         if base_url is None:
             if api_key_env is not None:
                 raise ConfigError("--api-key-env goes with --base-url; a local model has no key")
-            diagnosis = _diagnose_local(model, options, shared)
+            diagnosis = _diagnose_local(model, options, how)
         elif options:
             raise ConfigError(f"--base-url asks a server; leave out {', '.join(options)}")
         else:
-            diagnosis = diagnose(base_url, model=model, api_key_env=api_key_env, **shared)
+            diagnosis = diagnose(base_url, model=model, api_key_env=api_key_env, **how)
     if as_json:
         sys.stdout.write(json.dumps(diagnosis.to_dict(), ensure_ascii=False, indent=2) + "\n")
     else:
         print_diagnosis(diagnosis, Console())
-    if not diagnosis.is_right:
-        raise typer.Exit(1)
+    raise typer.Exit(0 if diagnosis.is_right else 1)
 
 
-def _diagnose_local(
-    model: str | None, options: dict[str, Any], shared: dict[str, Any]
-) -> Diagnosis:
+def _diagnose_local(model: str | None, options: dict[str, Any], how: dict[str, Any]) -> Diagnosis:
     """Return the diagnosis of this machine's own encoder, with what it chose and why."""
     from ..core.config import DEFAULT_MODEL, EncoderConfig
     from ..sharing import shared_encoder
     from .diagnosis import diagnose
-    from .machine import heard_choices
 
-    with heard_choices() as choices:
-        encoder = shared_encoder(EncoderConfig.from_options(model or DEFAULT_MODEL, **options))
-    diagnosis = diagnose(encoder, **shared)
+    said, logger = StringIO(), logging.getLogger(LOADING)
+    handler = logging.StreamHandler(said)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    encoder = shared_encoder(EncoderConfig.from_options(model or DEFAULT_MODEL, **options))
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+    diagnosis = diagnose(encoder, **how)
+    choices = said.getvalue().splitlines()
     return replace(diagnosis, machine={**diagnosis.machine, "choices": choices})
 
 
@@ -111,10 +122,3 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
         console.print(Text(f"{fault}: {REMEDIES[fault]}", style="red"))
     report = json.dumps(diagnosis.machine, ensure_ascii=False, indent=1)
     console.print(Text(f"\nFor a bug report:\n{report}"), soft_wrap=True)
-
-
-COMPARED = {
-    "weights": "the weights at hand; every fault has a name",
-    "values": "the model's published values; without the weights some faults look alike",
-    "nothing": "nothing but its own answers: an unknown model may be another one",
-}

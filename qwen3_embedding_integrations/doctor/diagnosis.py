@@ -4,34 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import torch
+
+from ..bench.machine import available_bytes, describe
 from ..contract import Encoder
-from ..core.checkpoint import Architecture, locate_model, read_architecture, read_quantization
+from ..core.checkpoint import locate_model, read_architecture, read_quantization
 from ..core.config import TINY, EngineConfig
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError
 from ..remote import RemoteEncoder, ServerClient
-from .faults import Check, Diagnosis, Fault
 from .golden import Golden, check_golden, find_golden
-from .machine import describe_machine
 from .relations import (
     check_batch,
     check_dimensions,
     check_finite,
     check_length_one,
     check_long_text,
-    check_prompt_is_read,
-    check_query_template,
+    check_template,
     check_whole_text,
-    reads_roles,
 )
-from .subject import EncoderSubject, Interview, Refusal, ServerSubject, Subject
-from .values import check_values
+from .report import Check, Diagnosis, skipped
+from .subject import Refusal, Subject, of_encoder, of_server
+from .weights import check_weights
 
+PACKAGES = ("qwen3-embedding-integrations", "torch", "tokenizers", "safetensors", "numpy")
+RESOLVED = ("model", "device", "dtype", "quantization", "attention", "max_batch_tokens")
 MAX_TOKENS = 2300  # beyond the limits that servers are most often left at: 512, 2,048
 RETRY_S = 2.0  # long enough for a busy moment; a server that answers NaN by 500 is asked so long
+
+RELATIONS: dict[str, Callable[[Subject], Check]] = {
+    "finite": check_finite,
+    "unit length": check_length_one,
+    "reads the whole text": check_whole_text,
+    "dimensions": check_dimensions,
+    "alone = batched": check_batch,
+    "long text": check_long_text,
+    "instruction and template": check_template,
+}
+# What is wrong there is wrong everywhere.
+FATAL = {"finite": "vectors are not finite", "reads the whole text": "texts are not read"}
 
 
 def diagnose(
@@ -45,11 +60,10 @@ def diagnose(
     """Return whether an encoder, or an OpenAI-compatible server, is right, and what is wrong.
 
     Of a RemoteEncoder its server is examined. Of a URL, `model` is the server's own name for the
-    model. `reference` is a model whose weights are
-    at hand (folder, hub id or "tiny"): with them every fault has a name. "auto" takes the
-    encoder's own files, and `tiny` for a server that serves it; None uses published values and
-    relations alone. Long texts have `max_tokens` at most. Raises ConfigError, ModelLoadError, and
-    RemoteError where the server cannot be asked.
+    model. `reference` is a model whose weights are at hand (folder, hub id or "tiny"): with them
+    every fault has a name. "auto" takes the encoder's own files, and `tiny` for a server that
+    serves it; None uses published values and relations alone. Long texts have `max_tokens` at
+    most. Raises ConfigError, ModelLoadError, and RemoteError where the server cannot be asked.
 
     >>> from qwen3_embedding_integrations import diagnose, shared_encoder
     >>> diagnose(shared_encoder("tiny")).faults
@@ -57,53 +71,49 @@ def diagnose(
     """
     if max_tokens < 64:
         raise ConfigError(f"max_tokens is {max_tokens}; choose 64 or more")
-    if not isinstance(encoder_or_url, str):
-        if model is not None or api_key_env is not None:
-            raise ConfigError("model and api_key_env go with a URL; an encoder has its own")
-        if isinstance(encoder_or_url, RemoteEncoder):
-            # Raw vectors, by its addresses and key: the encoder itself mends what servers forget.
-            open_client = encoder_or_url._open  # pyright: ignore[reportPrivateUsage]
-            end = encoder_or_url._suffix  # pyright: ignore[reportPrivateUsage]
-            with open_client(retry_s=RETRY_S) as client:
-                return _examine(ServerSubject(client, end=end), None, reference, max_tokens)
-        return _examine(EncoderSubject(encoder_or_url), encoder_or_url, reference, max_tokens)
-    if model is None:
-        raise ConfigError("model is missing; give the name that the server has for its model")
-    with ServerClient(
-        encoder_or_url, model=model, api_key_env=api_key_env, retry_s=RETRY_S
-    ) as client:
-        return _examine(ServerSubject(client), None, reference, max_tokens)
+    end = ""
+    if isinstance(encoder_or_url, str):
+        if model is None:
+            raise ConfigError("model is missing; give the name that the server has for its model")
+        client = ServerClient(encoder_or_url, model=model, api_key_env=api_key_env, retry_s=RETRY_S)
+    elif model is not None or api_key_env is not None:
+        raise ConfigError("model and api_key_env go with a URL; an encoder has its own")
+    elif isinstance(encoder_or_url, RemoteEncoder):
+        # Raw vectors, by its addresses and key: the encoder itself mends what servers forget.
+        client = encoder_or_url._open(retry_s=RETRY_S)  # pyright: ignore[reportPrivateUsage]
+        end = encoder_or_url._suffix  # pyright: ignore[reportPrivateUsage]
+    else:
+        return _examine(of_encoder(encoder_or_url), encoder_or_url, reference, max_tokens)
+    with client:
+        return _examine(of_server(client, end=end), None, reference, max_tokens)
 
 
 def _examine(
     subject: Subject, encoder: Encoder | None, reference: str | None, max_tokens: int
 ) -> Diagnosis:
-    folder = _find_reference(subject, encoder, reference)
-    architecture = None if folder is None else read_architecture(folder)
+    ours = encoder if isinstance(encoder, Qwen3Encoder) else None
+    folder = _find_reference(subject, ours, reference)
     contract = None if encoder is None else encoder.contract
     golden = None
     if contract is None or contract.lora is None:  # with an adapter the values are others
         golden = find_golden(subject.model, contract and contract.revision)
+    architecture = folder and read_architecture(folder)
     limits = [max_tokens, subject.max_tokens, architecture and architecture.max_positions]
-    interview = Interview(subject)
-    checks = _run(
-        interview,
-        folder,
-        architecture,
-        golden,
+    subject = replace(
+        subject,
         max_tokens=min(limit for limit in limits if limit is not None),
+        width=architecture.hidden_size if architecture else golden and golden.width,
     )
-    known: Literal["weights", "values", "nothing"] = "values" if golden else "nothing"
     return Diagnosis(
         subject=subject.name,
-        known="weights" if folder else known,
-        checks=tuple(checks),
-        machine=describe_machine(encoder if isinstance(encoder, Qwen3Encoder) else None),
+        known="weights" if folder else "values" if golden else "nothing",
+        checks=tuple(_run(subject, folder, golden)),
+        machine=_describe_machine(ours),
     )
 
 
 def _find_reference(
-    subject: Subject, encoder: Encoder | None, reference: str | None
+    subject: Subject, ours: Qwen3Encoder | None, reference: str | None
 ) -> Path | None:
     """Return the folder with the weights to compare with, None if there are none."""
     if reference is None:
@@ -113,74 +123,56 @@ def _find_reference(
         if read_quantization(folder) is not None:
             raise ConfigError(f"reference={reference!r} has int8 weights; give their source")
         return folder
-    if isinstance(encoder, Qwen3Encoder):
-        folder = encoder._loaded.folder  # pyright: ignore[reportPrivateUsage]
-        is_changed = read_quantization(folder) is not None or encoder.contract.lora is not None
+    if ours is not None:
+        folder = ours._loaded.folder  # pyright: ignore[reportPrivateUsage]
+        is_changed = read_quantization(folder) is not None or ours.contract.lora is not None
         return None if is_changed else folder
     return locate_model(EngineConfig(model=TINY)) if subject.model == TINY else None
 
 
-def _run(
-    interview: Interview,
-    folder: Path | None,
-    architecture: Architecture | None,
-    golden: Golden | None,
-    *,
-    max_tokens: int,
-) -> list[Check]:
+def _run(subject: Subject, folder: Path | None, golden: Golden | None) -> list[Check]:
     """Return what each check found; those that a fault found before would mislead are skipped."""
-    width = architecture.hidden_size if architecture else golden.width if golden else None
-    facts: dict[str, Any] = {
-        "dtype": interview.subject.dtype,
-        "quantization": interview.subject.quantization,
-    }
-    checks = [check_finite(interview)]
-    if checks[-1].verdict == "wrong":
-        return [*checks, _skipped("all others", "vectors are not finite")]
-    checks.append(check_whole_text(interview))
-    checks.append(check_length_one(interview, model_width=width))
-    if checks[-2].verdict == "wrong":
-        return [*checks, _skipped("all others", "texts are not read")]
-    rest: list[tuple[str, Callable[[], Check]]] = [
-        ("dimensions", lambda: check_dimensions(interview)),
-        ("alone = batched", lambda: check_batch(interview)),
-        ("long text", lambda: check_long_text(interview, max_tokens=max_tokens)),
-        ("instruction and template", lambda: _check_template(interview)),
-    ]
-    if folder is not None:
-        rest.append(("values of the weights", lambda: check_values(interview, folder, **facts)))
-    for name, run_check in rest:
+    checks: list[Check] = []
+
+    def ask(name: str, check: Callable[[], Check]) -> Check:
         try:
-            checks.append(run_check())
+            found = check()
         except Refusal as refusal:
-            checks.append(_skipped(name, str(refusal)))
-    if folder is not None and checks[-1].verdict in {"wrong", "note"}:
-        return checks  # it has a name, or the weights' answer is known better than the published
+            found = skipped(str(refusal))
+        checks.append(replace(found, name=name))
+        return found
+
+    for name, check in RELATIONS.items():
+        if ask(name, partial(check, subject)).verdict == "wrong" and name in FATAL:
+            ask("all others", partial(skipped, FATAL[name]))
+            return checks
+    if folder is not None:
+        found = ask("values of the weights", partial(check_weights, subject, folder))
+        if found.verdict in {"wrong", "note"}:
+            return checks  # it has a name, or the weights' answer is known better than published
     if golden is not None:
-        check = check_golden(interview, golden, **facts)
-        if folder is not None and check.verdict == "wrong":
-            detail = f"the weights at hand are not those of {golden.model}"
-            check = replace(check, detail=detail, fault=Fault.OTHER_WEIGHTS, is_certain=True)
-        checks.append(check)
+        ask("published values", partial(check_golden, subject, golden, is_of_weights=bool(folder)))
     elif folder is None:
-        checks.append(_skipped("values", "unknown model: give --reference, or its official name"))
+        ask("values", partial(skipped, "unknown model: give --reference, or its official name"))
     return checks
 
 
-def _check_template(interview: Interview) -> Check:
-    """Return the check of the subject's own template, of a server only where it has one."""
-    is_server = isinstance(interview.subject, ServerSubject)
-    try:
-        has_template = not is_server or reads_roles(interview)
-    except Refusal:
-        has_template = False
-    if not has_template:
-        return check_prompt_is_read(interview)  # the client writes the prompt
-    check = check_query_template(interview)
-    if is_server and check.fault is Fault.INSTRUCTION_IGNORED:
-        return replace(check, verdict="note", fault=None, detail="the server has but one")
-    return check
-
-
-def _skipped(name: str, detail: str) -> Check:
-    return Check(name=name, verdict="skipped", detail=detail)
+def _describe_machine(encoder: Qwen3Encoder | None) -> dict[str, Any]:
+    """Return processor, devices, free memory and versions; of an encoder, its resolved options."""
+    described = describe("qwen3-embedding doctor", packages=PACKAGES)
+    del described["command"], described["family_model"]
+    described["free_memory_bytes"] = available_bytes()
+    described["devices"] = [
+        {
+            "name": torch.cuda.get_device_name(index),
+            "capability": list(torch.cuda.get_device_capability(index)),
+            "free_memory_bytes": torch.cuda.mem_get_info(index)[0],
+        }
+        for index in range(torch.cuda.device_count())
+    ]
+    described["versions"]["cuda"] = torch.version.cuda
+    if encoder is not None:
+        config = encoder._loaded.config  # pyright: ignore[reportPrivateUsage]
+        resolved = {name: getattr(config, name) for name in RESOLVED}
+        described["encoder"] = {**resolved, "contract": encoder.contract.fingerprint}
+    return described

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +13,16 @@ import numpy.typing as npt
 from ..contract import Encoder
 from ..core.prompts import WEB_SEARCH
 from ..encoder import Qwen3Encoder
-from ..errors import NonFiniteOutputError, Qwen3EmbeddingError, RemoteError
+from ..errors import NonFiniteOutputError, RemoteError
 
 if TYPE_CHECKING:
     from ..remote import ServerClient
 
-# 1 - cosine allowed by the arithmetic, as published: 0.99999 in float32, 0.9995 in the others.
-TOLERANCES = {"float32": 1e-5, "bfloat16": 5e-4, "float16": 5e-4}
-
 Vectors = npt.NDArray[np.float64]
+Answer = tuple[Vectors, int | None]  # (N, W), and the tokens counted; None: not told
+
+# Of several explanations one counts if it is at most this far off, by the right one's distance.
+CLEARLY = 0.25
 NAN_WORDS = re.compile(r"\bnan\b|\binf(inity)?\b|not finite|non-finite", re.IGNORECASE)
 
 
@@ -32,178 +33,118 @@ class Refusal(Exception):
     """
 
 
-class Subject(Protocol):
-    """Texts to raw vectors; each method may raise Refusal."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """An encoder or a server; both are asked as OpenAI's servers are.
 
-    @property
-    def name(self) -> str:
-        """What stands at the top of the diagnosis."""
-        ...
-
-    @property
-    def model(self) -> str:
-        """The model, by the subject's own name for it."""
-        ...
-
-    @property
-    def instruction(self) -> str:
-        """What queries are for, unless a call says otherwise."""
-        ...
-
-    @property
-    def dtype(self) -> str | None:
-        """What it computes in; None: unknown."""
-        ...
-
-    @property
-    def quantization(self) -> str | None:
-        """What its weights are rounded to; None: not, or unknown."""
-        ...
-
-    @property
-    def max_tokens(self) -> int | None:
-        """What it says it reads of a text at most; None: unknown."""
-        ...
-
-    @property
-    def num_tokens(self) -> int | None:
-        """How many tokens it counted at the last answer; None: it does not tell."""
-        ...
-
-    def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> Vectors:
-        """Return one vector per text (a document, or a whole query string), (N, W)."""
-        ...
-
-    def embed_queries(self, queries: Sequence[str], instruction: str) -> Vectors:
-        """Return one vector per query, (N, W), by the subject's own template."""
-        ...
-
-    def embed_ids(self, token_ids: Sequence[int]) -> Vectors:
-        """Return the vector of these token ids, (1, W)."""
-        ...
-
-
-class EncoderSubject:
-    """An encoder of this package, or any object with its methods."""
-
-    num_tokens = None
-
-    def __init__(self, encoder: Encoder) -> None:
-        contract = encoder.contract
-        self.name = f"{contract.model} ({encoder!r})"
-        self.model = contract.model
-        self.instruction = contract.instruction or WEB_SEARCH
-        self.dtype = contract.dtype if contract.dtype in TOLERANCES else None
-        self.quantization = contract.quantization
-        self.max_tokens: int | None = contract.max_length
-        self._encoder = encoder
-
-    def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> Vectors:
-        encoder = self._encoder
-        if dimensions is not None:
-            if not isinstance(encoder, Qwen3Encoder) or dimensions > encoder.model_dimensions:
-                raise Refusal("an encoder has one width")
-            config = replace(encoder.config, dimensions=dimensions)
-            # The same weights: another encoder would load them again.
-            loaded = encoder._loaded  # pyright: ignore[reportPrivateUsage]
-            encoder = Qwen3Encoder.over(loaded, config)
-        try:
-            return encoder.encode_documents(list(texts)).astype(np.float64)
-        except NonFiniteOutputError:
-            return np.full((len(texts), self._encoder.dimensions), np.nan)
-
-    def embed_queries(self, queries: Sequence[str], instruction: str) -> Vectors:
-        try:
-            vectors = self._encoder.encode_queries(list(queries), instruction=instruction)
-        except NonFiniteOutputError:
-            return np.full((len(queries), self._encoder.dimensions), np.nan)
-        return vectors.astype(np.float64)
-
-    def embed_ids(self, token_ids: Sequence[int]) -> Vectors:
-        raise Refusal("an encoder takes texts")
-
-
-class ServerSubject:
-    """An OpenAI-compatible server; it gets whole strings, as its clients send them.
-
-    `end` is what the client writes after each text: the end token, where the server forgets it.
+    `ask` takes texts (documents, or whole query strings) or lists of token ids, and the fields
+    that a request may have beside them: dimensions, or input_type and instruction. It raises
+    Refusal.
     """
 
-    dtype = quantization = max_tokens = None
-    instruction = WEB_SEARCH
+    name: str  # at the top of the diagnosis
+    model: str  # by its own name for it
+    ask: Callable[[list[Any], dict[str, Any]], Answer]
+    is_server: bool
+    instruction: str = WEB_SEARCH  # of queries, unless a call says otherwise
+    dtype: str | None = None  # None here and below: unknown
+    quantization: str | None = None
+    max_tokens: int | None = None  # of a text
+    width: int | None = None  # the model's own
+    _known: dict[str, Answer] = field(init=False, default_factory=dict[str, Answer])
 
-    def __init__(self, client: ServerClient, *, end: str = "") -> None:
-        self.name = f"{client.model} at {client.base_urls[0]}"
-        self.model = client.model
-        self.num_tokens: int | None = None
-        self._client = client
-        self._end = end
-
-    def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> Vectors:
-        texts = [text + self._end for text in texts]
-        return self._ask(texts, {} if dimensions is None else {"dimensions": dimensions})
+    def embed(self, inputs: Sequence[Any], **fields: Any) -> Vectors:
+        """Return one vector per input, asked for in one request, (N, W)."""
+        return self.ask(list(inputs), fields)[0]
 
     def embed_queries(self, queries: Sequence[str], instruction: str) -> Vectors:
-        queries = [query + self._end for query in queries]
-        return self._ask(queries, {"input_type": "query", "instruction": instruction})
+        """Return one vector per query by the subject's own template, each asked for alone."""
+        fields = {"input_type": "query", "instruction": instruction}
+        return np.concatenate([self.embed([query], **fields) for query in queries])
 
-    def embed_ids(self, token_ids: Sequence[int]) -> Vectors:
-        return self._ask([list(token_ids)], {})
+    def alone(self, texts: Sequence[str]) -> Vectors:
+        """Return one vector per text, each asked for alone and only once, (N, W)."""
+        vectors = [self._answer(text)[0] for text in texts]
+        width = max(one.shape[1] for one in vectors)
+        # A server that answers NaN by an error has no width then.
+        rows = [v if v.shape[1] == width else np.full((1, width), np.nan) for v in vectors]
+        return np.concatenate(rows)
 
-    def _ask(self, inputs: list[Any], fields: dict[str, Any]) -> Vectors:
+    def counts(self, texts: Sequence[str]) -> list[int | None]:
+        """Return how many tokens were counted of each text, asked for alone."""
+        return [self._answer(text)[1] for text in texts]
+
+    def _answer(self, text: str) -> Answer:
+        if text not in self._known:
+            try:
+                self._known[text] = self.ask([text], {})
+            except Refusal as refusal:
+                # Who answers no text at all cannot be examined.
+                if not self._known and refusal.__cause__ is not None:
+                    raise refusal.__cause__ from None
+                raise
+        return self._known[text]
+
+
+def of_encoder(encoder: Encoder) -> Subject:
+    """Return an encoder of this package, or any object with its methods, to be examined."""
+    contract = encoder.contract
+
+    def ask(inputs: list[Any], fields: dict[str, Any]) -> Answer:
+        if not isinstance(inputs[0], str):
+            raise Refusal("an encoder takes texts")
         try:
-            answer = self._client.embed(inputs, fields=fields)
+            if "instruction" in fields:
+                vectors = encoder.encode_queries(inputs, instruction=fields["instruction"])
+            else:
+                asked = _resized(encoder, fields) if "dimensions" in fields else encoder
+                vectors = asked.encode_documents(inputs)
+        except NonFiniteOutputError:
+            return np.full((len(inputs), encoder.dimensions), np.nan), None
+        return vectors.astype(np.float64), None
+
+    return Subject(
+        name=f"{contract.model} ({encoder!r})",
+        model=contract.model,
+        ask=ask,
+        is_server=False,
+        instruction=contract.instruction or WEB_SEARCH,
+        dtype=contract.dtype,
+        quantization=contract.quantization,
+        max_tokens=contract.max_length,
+    )
+
+
+def _resized(encoder: Encoder, fields: dict[str, Any]) -> Encoder:
+    """Return the encoder with other dimensions, over the same weights."""
+    if not isinstance(encoder, Qwen3Encoder):
+        raise Refusal("an encoder has one width")
+    loaded = encoder._loaded  # pyright: ignore[reportPrivateUsage]
+    return Qwen3Encoder.over(loaded, replace(encoder.config, **fields))
+
+
+def of_server(client: ServerClient, *, end: str = "") -> Subject:
+    """Return an OpenAI-compatible server to be examined.
+
+    It gets whole strings, as its clients send them; `end` is what a client writes after each text:
+    the end token, where the server forgets it.
+    """
+
+    def ask(inputs: list[Any], fields: dict[str, Any]) -> Answer:
+        inputs = [one + end if isinstance(one, str) else one for one in inputs]
+        try:
+            answer = client.embed(inputs, fields=fields)
         except RemoteError as error:
             # Go's and Rust's JSON have no NaN: such servers answer it with an error that says so.
             if (error.status or 0) >= 500 and NAN_WORDS.search(str(error)):
-                return np.full((len(inputs), 1), np.nan)
+                return np.full((len(inputs), 1), np.nan), None
             if error.status in {400, 413, 415, 422, 500, 501}:
                 raise Refusal(str(error)) from error
             raise
-        self.num_tokens = answer.num_tokens
-        return answer.vectors.astype(np.float64)
+        return answer.vectors.astype(np.float64), answer.num_tokens
 
-
-class Asked(NamedTuple):
-    """Vectors by text, and how many tokens the server counted for each."""
-
-    vectors: Vectors  # (N, W)
-    num_tokens: tuple[int | None, ...]
-
-
-class Interview:
-    """Asks a subject, each text alone and only once.
-
-    Raises Refusal; of the very first text the error behind it: whoever answers no text at all
-    cannot be examined.
-    """
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self._known: dict[str, tuple[Vectors, int | None]] = {}
-
-    def alone(self, texts: Sequence[str]) -> Asked:
-        """Return each text's vector, asked for in a request of its own."""
-        for text in texts:
-            if text not in self._known:
-                vectors = self._embed(text)
-                self._known[text] = vectors, self.subject.num_tokens
-        answers = [self._known[text] for text in texts]
-        width = max(vectors.shape[1] for vectors, _ in answers)
-        # A server that answers NaN by an error has no width then.
-        rows = [v if v.shape[1] == width else np.full((1, width), np.nan) for v, _ in answers]
-        return Asked(np.concatenate(rows), tuple(count for _, count in answers))
-
-    def _embed(self, text: str) -> Vectors:
-        try:
-            return self.subject.embed([text])
-        except Refusal as refusal:
-            if self._known:
-                raise
-            cause = refusal.__cause__
-            if isinstance(cause, Qwen3EmbeddingError):
-                raise cause from refusal
-            raise
+    name = f"{client.model} at {client.base_urls[0]}"
+    return Subject(name=name, model=client.model, ask=ask, is_server=True)
 
 
 def unit(vectors: Vectors) -> Vectors:
@@ -212,6 +153,6 @@ def unit(vectors: Vectors) -> Vectors:
     return vectors / np.where(norms == 0, 1, norms)
 
 
-def distances(left: Vectors, right: Vectors) -> npt.NDArray[np.float64]:
+def distances(left: Vectors, right: Vectors) -> Vectors:
     """Return 1 - cosine of each pair of rows, (N,)."""
     return 0.5 * np.square(unit(left) - unit(right)).sum(axis=1)

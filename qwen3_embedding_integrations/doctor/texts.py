@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
-from ..core.prompts import WEB_SEARCH, query_prompt
+from ..core.prompts import WEB_SEARCH, format_queries
 
 # Short, of several lengths, languages and kinds: the first lines of the model card's documents, a
 # text that overflowed float16 in the 8B (QwenLM/Qwen3-Embedding#164), marks and accents.
@@ -18,12 +15,10 @@ DOCUMENTS = (
     "hello world",
 )
 QUERIES = ("What is the capital of China?", "Explain gravity", "如何学习编程？")
+QUERY_STRINGS = format_queries(QUERIES, WEB_SEARCH)  # as the model was trained to read them
 OTHER_INSTRUCTION = "Given a programming question, retrieve code that answers it"
-# Nothing in common but their first token.
-SAME_BEGINNING = (
-    "The capital of China is Beijing.",
-    "The cat sleeps under the warm stove all day.",
-)
+# Nothing in common with the first document but the first token.
+SAME_BEGINNING = "The cat sleeps under the warm stove all day."
 
 PASSAGE = (
     "the river runs past the old mill and under the stone bridge to the sea while the wind moves "
@@ -34,63 +29,26 @@ HEADS = ("the bank lends money to the farmer and so ", "the cat plays music in t
 TAILS = (" and so the bank lends money to the farmer", " and so the cat plays music in the garden")
 NUM_TAIL_WORDS_UNTIL_DIFFERENT = 6  # from the end: "bank", "cat"
 
-
-class Reading(NamedTuple):
-    """A string that a backend may make of a query, or of any text, instead of the right one."""
-
-    detail: str
-    template: str  # with {instruction} and {text}
-
-    def of(self, text: str, instruction: str) -> str:
-        """Return the string for this text."""
-        return self.template.replace("{instruction}", instruction).replace("{text}", text)
-
-
-RIGHT_QUERY = Reading("", query_prompt("{instruction}") + "{text}")
-# What other clients send for a query.
-QUERY_READINGS = (
-    Reading('a space after "Query:"', "Instruct: {instruction}\nQuery: {text}"),
-    Reading('no space after "Instruct:"', "Instruct:{instruction}\nQuery:{text}"),
-    Reading("a space instead of the newline", "Instruct: {instruction} Query:{text}"),
-    Reading(
-        'a space instead of the newline, another after "Query:"',
-        "Instruct: {instruction} Query: {text}",
-    ),
-    Reading("an empty line before Query:", "Instruct: {instruction}\n\nQuery:{text}"),
-    Reading("the instruction without its labels", "{instruction}\n{text}"),
-    Reading("no instruction: queries are read as documents", "{text}"),
-    Reading('"query: ", which is E5\'s', "query: {text}"),
-    Reading('"Query: " alone', "Query: {text}"),
-)
-# What a server may make of any text, a whole query string included.
-TEXT_READINGS = (
-    Reading("the query's prompt before every text", query_prompt(WEB_SEARCH) + "{text}"),
-    Reading(
-        'a query\'s prompt before every text, with a space after "Query:"',
-        query_prompt(WEB_SEARCH) + " {text}",
-    ),
-    Reading("a space before every text", " {text}"),
-    Reading('"passage: " before every text, which is E5\'s', "passage: {text}"),
-    Reading('"query: " before every text, which is E5\'s', "query: {text}"),
-)
+# What other clients send for a query, by what is wrong with it.
+QUERY_READINGS = {
+    'a space after "Query:"': "Instruct: {instruction}\nQuery: {text}",
+    'no space after "Instruct:"': "Instruct:{instruction}\nQuery:{text}",
+    "a space instead of the newline": "Instruct: {instruction} Query:{text}",
+    'a space instead of the newline, another after "Query:"': "Instruct: {instruction} "
+    "Query: {text}",
+    "an empty line before Query:": "Instruct: {instruction}\n\nQuery:{text}",
+    "the instruction without its labels": "{instruction}\n{text}",
+    "no instruction: queries are read as documents": "{text}",
+    '"query: ", which is E5\'s': "query: {text}",
+    '"Query: " alone': "Query: {text}",
+}
 
 
-def query_strings(queries: Sequence[str] = QUERIES, instruction: str = WEB_SEARCH) -> list[str]:
-    """Return the queries as the model was trained to read them."""
-    return [RIGHT_QUERY.of(query, instruction) for query in queries]
-
-
-class LongTexts(NamedTuple):
-    """A long text, and the same with another end and with another beginning."""
-
-    text: str
-    other_end: str
-    other_beginning: str
-
-
-def long_texts(num_words: int) -> LongTexts:
-    """Return texts of `num_words` words, 18 at least, each about a token."""
+def long_texts(num_words: int) -> tuple[str, str, str]:
+    """Return a text of `num_words` words, 18 at least, each about a token; the same with another
+    end, and with another beginning.
+    """
     words = PASSAGE.split()
     middle = " ".join((words * (num_words // len(words) + 1))[: num_words - 18])
     head, tail = HEADS[0], TAILS[0]
-    return LongTexts(head + middle + tail, head + middle + TAILS[1], HEADS[1] + middle + tail)
+    return head + middle + tail, head + middle + TAILS[1], HEADS[1] + middle + tail

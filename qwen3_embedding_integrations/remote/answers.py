@@ -41,10 +41,19 @@ def parse_answer(content: bytes, num_inputs: int, url: str) -> Answer:
     """Return the vectors of an answer in the order of the inputs. Raises RemoteError."""
     try:
         payload = json.loads(content)
-        rows = [(row.get("index"), row["embedding"]) for row in payload["data"]]
-        usage = payload.get("usage") or {}
-        num_tokens = usage.get("prompt_tokens")
-        vectors = [_vector(embedding) for _, embedding in rows]
+        rows = payload["data"]
+        vectors = [_vector(row["embedding"]) for row in rows]
+        given = [row.get("index") for row in rows]
+        order = [place if index is None else index for place, index in enumerate(given)]
+        if sorted(order, key=str) != sorted(range(num_inputs), key=str):
+            raise ValueError(
+                f"it answered {num_inputs} inputs with {len(rows)} vectors of index "
+                f"{str(order)[:80]}; every input must have one"
+            )
+        widths = sorted({len(vector) for vector in vectors})
+        if len(widths) != 1:
+            raise ValueError(f"vectors of several widths: {widths}")
+        num_tokens = (payload.get("usage") or {}).get("prompt_tokens")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RemoteError(
             f"{url} answered what is no list of embeddings ({type(error).__name__}: {error}): "
@@ -52,22 +61,8 @@ def parse_answer(content: bytes, num_inputs: int, url: str) -> Answer:
             url=url,
             status=200,
         ) from error
-    order = [position if index is None else index for position, (index, _) in enumerate(rows)]
-    if sorted(order, key=str) != sorted(range(num_inputs), key=str):
-        raise RemoteError(
-            f"{url} answered {num_inputs} inputs with {len(rows)} vectors of index "
-            f"{str(order)[:80]}; every input must have one",
-            url=url,
-            status=200,
-        )
-    widths = sorted({len(vector) for vector in vectors})
-    if len(widths) != 1:
-        raise RemoteError(
-            f"{url} answered with vectors of several widths: {widths}", url=url, status=200
-        )
-    return Answer(
-        np.stack(vectors)[np.argsort(order)], num_tokens if isinstance(num_tokens, int) else None
-    )
+    in_order = np.stack(vectors)[np.argsort(order)]
+    return Answer(in_order, num_tokens if isinstance(num_tokens, int) else None)
 
 
 def server_message(text: str) -> str:

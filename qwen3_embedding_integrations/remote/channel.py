@@ -1,4 +1,4 @@
-"""The connections and threads through which an encoder asks its server: so many at a time."""
+"""Calls under way: their requests on threads, so many at a time, tied into one future each."""
 
 from __future__ import annotations
 
@@ -6,14 +6,58 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import TypeVar
+from contextlib import suppress
+from functools import partial
 
 from ..core.workers import Workers
 from ..errors import EngineClosedError
+from .answers import Answer, Vectors
 from .client import ServerClient
 
-T = TypeVar("T")
-R = TypeVar("R")
+
+class Call:
+    """A call: `ask` sends the texts of one part, `finish` makes the vectors of all answers.
+
+    Its future fails with the first request that does. What was not sent when it is cancelled,
+    failed or closed is not sent any more.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[range],
+        ask: Callable[[range], list[Answer]],
+        finish: Callable[[list[Answer]], Vectors],
+        future: Future[Vectors] | None = None,
+    ) -> None:
+        self.future = future or Future[Vectors]()
+        self.parts = parts
+        self.num_done = 0  # texts
+        self._ask = ask
+        self._finish = finish
+        self._answers: dict[range, list[Answer]] = {}
+        self._lock = threading.Lock()
+
+    def send(self, part: range) -> None:
+        """Ask for one part; the last one finishes the call."""
+        if self.future.done():
+            return
+        try:
+            answers = self._ask(part)
+            with self._lock:
+                self._answers[part] = answers
+                self.num_done += len(part)
+                is_last = len(self._answers) == len(self.parts)
+            if is_last:
+                vectors = self._finish([one for part in self.parts for one in self._answers[part]])
+                with suppress(InvalidStateError):  # cancelled, or closed meanwhile
+                    self.future.set_result(vectors)
+        except BaseException as error:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the call with an error, unless it has ended."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
 
 
 class Channel:
@@ -21,85 +65,36 @@ class Channel:
 
     def __init__(self, client: ServerClient, max_requests: int) -> None:
         self.client = client
-        self._pid = os.getpid()
+        self.is_closed = False
+        self._process = os.getpid()
         # A search is one request, an import many: each kind has threads of its own.
         self._short = Workers(max_requests, "qwen3-remote")
         self._long = Workers(max_requests, "qwen3-remote-bulk")
         self._lock = threading.Lock()
-        self._under_way: set[Future[object]] = set()
-        self.is_closed = False
+        self._under_way: set[Call] = set()
 
     @property
     def is_of_parent(self) -> bool:
         """Whether its threads stayed in the process that this one was forked from."""
-        return os.getpid() != self._pid
+        return os.getpid() != self._process
 
-    def submit(
-        self, requests: Sequence[Callable[[], T]], finish: Callable[[list[T]], R]
-    ) -> tuple[Future[R], list[Future[T]]]:
-        """Return the future of finish(their answers), and those of the requests.
-
-        The first failure is the whole's, and takes back what has not been sent; so does cancelling
-        the whole.
-        """
-        workers = self._short if len(requests) == 1 else self._long
-        whole = Future[R]()
+    def submit(self, call: Call) -> Call:
+        """Send a call's requests as threads are free. Raises EngineClosedError."""
         with self._lock:
             if self.is_closed:
                 raise EngineClosedError("the encoder is closed; make another RemoteEncoder")
-            self._under_way.add(whole)  # pyright: ignore[reportArgumentType]
-        whole.add_done_callback(self._forget)
-        futures = [workers.submit(request) for request in requests]
-        num_missing = len(futures)
-        lock = threading.Lock()
-
-        def note(done: Future[T]) -> None:
-            nonlocal num_missing
-            with lock:
-                num_missing -= 1
-                is_last = num_missing == 0
-            if whole.done() or done.cancelled():
-                return
-            if error := done.exception():
-                _settle(whole, error=error)
-            elif is_last:
-                _finish(whole, finish, [future.result() for future in futures])
-
-        whole.add_done_callback(lambda _: [future.cancel() for future in futures])
-        for future in futures:
-            future.add_done_callback(note)
-        return whole, futures
-
-    def _forget(self, whole: Future[R]) -> None:
-        with self._lock:
-            self._under_way.discard(whole)  # pyright: ignore[reportArgumentType]
+            self._under_way.add(call)
+        call.future.add_done_callback(lambda _: self._under_way.discard(call))
+        workers = self._short if len(call.parts) == 1 else self._long
+        for part in call.parts:
+            workers.submit(partial(call.send, part))
+        return call
 
     def close(self) -> None:
         """Fail what is under way with EngineClosedError, and close the connections."""
         with self._lock:
             self.is_closed = True
             under_way = list(self._under_way)
-        for whole in under_way:
-            _settle(whole, error=EngineClosedError("the encoder was closed before it could answer"))
+        for call in under_way:
+            call.fail(EngineClosedError("the encoder was closed before it could answer"))
         self.client.close()
-
-
-def _finish(whole: Future[R], finish: Callable[[list[T]], R], answers: list[T]) -> None:
-    try:
-        result = finish(answers)
-    except BaseException as error:
-        _settle(whole, error=error)
-    else:
-        _settle(whole, result=result)
-
-
-def _settle(
-    whole: Future[R], *, result: R | None = None, error: BaseException | None = None
-) -> None:
-    try:
-        if error is not None:
-            whole.set_exception(error)
-        else:
-            whole.set_result(result)  # pyright: ignore[reportArgumentType]
-    except InvalidStateError:
-        pass  # cancelled, closed or failed meanwhile

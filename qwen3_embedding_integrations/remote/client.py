@@ -9,7 +9,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,16 +101,13 @@ class ServerClient:
             return Answer(np.empty((0, 0), np.float32), 0)
         rows = [one if isinstance(one, str) else [int(i) for i in one] for one in inputs]
         body = {"model": self.model, "input": rows, **(fields or {})}
-        for attempt in stamina.retry_context(
-            on=self._backoff,
+        retrying = stamina.RetryingCaller(
             attempts=None if self._retry_s else 1,
             timeout=self._retry_s or None,
             wait_max=MAX_WAIT_S,
             wait_jitter=0.5,
-        ):
-            with attempt:
-                return self._ask(body, len(rows))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        )
+        return retrying(self._backoff, self._ask, body, len(rows))
 
     def close(self) -> None:
         """Close the connections."""
@@ -134,24 +131,19 @@ class ServerClient:
         return True if error.retry_after_s is None else min(error.retry_after_s, self._retry_s)
 
     def _ask(self, body: dict[str, Any], num_inputs: int) -> Answer:
-        """Return the answer of the first server that gives one."""
-        failure: RemoteError | None = None
-        for endpoint in self._in_turn():
+        """Return the answer of the first server that gives one; another is first each time."""
+        first = next(self._turns) % len(self._endpoints)
+        turned = self._endpoints[first:] + self._endpoints[:first]
+        now = time.monotonic()
+        failures: list[RemoteError] = []
+        for endpoint in sorted(turned, key=lambda one: one.down_until > now):
             try:
                 return parse_answer(self._post(endpoint, body), num_inputs, endpoint.base_url)
             except RemoteError as error:
                 if not is_passing(error):
                     raise
-                failure = failure or error
-        assert failure is not None
-        raise failure
-
-    def _in_turn(self) -> Iterator[_Endpoint]:
-        """Yield every server, another one first each time, those that were down last."""
-        first = next(self._turns) % len(self._endpoints)
-        turned = self._endpoints[first:] + self._endpoints[:first]
-        now = time.monotonic()
-        yield from sorted(turned, key=lambda endpoint: endpoint.down_until > now)
+                failures.append(error)
+        raise failures[0]
 
     def _post(self, endpoint: _Endpoint, body: dict[str, Any]) -> bytes:
         """Return the body of a server's answer; numbers are asked for where bytes are refused."""
@@ -165,31 +157,31 @@ class ServerClient:
             raise _failure(response, endpoint.base_url)
         return response.content
 
-    def _send(self, endpoint: _Endpoint, body: dict[str, Any]) -> httpx.Response:
+    def _send(
+        self, endpoint: _Endpoint, body: dict[str, Any], *, is_second: bool = False
+    ) -> httpx.Response:
         import httpx
 
-        content = json.dumps(body, ensure_ascii=False).encode()
         url = f"{endpoint.base_url}/embeddings"
-        # A kept connection may be closed by the server just as it is used again: that is no fault.
-        stale = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
-        for is_second in (False, True):
-            with self._lock:
-                self.num_requests += 1
-            try:
-                return self._http.post(
-                    url, content=content, headers={"Content-Type": "application/json"}
-                )
-            except httpx.RequestError as error:
-                if isinstance(error, stale) and not is_second:
-                    continue
-                if not isinstance(error, httpx.ReadTimeout):
-                    endpoint.down_until = time.monotonic() + DOWN_S
-                raise RemoteError(
-                    f"{url} cannot be reached ({type(error).__name__}: {error}); start the server, "
-                    "or mend base_url",
-                    url=endpoint.base_url,
-                ) from error
-        raise AssertionError("unreachable: the second attempt returns or raises")
+        content = json.dumps(body, ensure_ascii=False).encode()
+        with self._lock:
+            self.num_requests += 1
+        try:
+            return self._http.post(
+                url, content=content, headers={"Content-Type": "application/json"}
+            )
+        except httpx.RequestError as error:
+            # A kept connection may be closed by the server just as it is used again: no fault.
+            stale = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+            if isinstance(error, stale) and not is_second:
+                return self._send(endpoint, body, is_second=True)
+            if not isinstance(error, httpx.ReadTimeout):
+                endpoint.down_until = time.monotonic() + DOWN_S
+            raise RemoteError(
+                f"{url} cannot be reached ({type(error).__name__}: {error}); start the server, "
+                "or mend base_url",
+                url=endpoint.base_url,
+            ) from error
 
 
 def is_passing(error: RemoteError) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import cached_property, partial
 from importlib.metadata import version
-from itertools import chain
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
@@ -23,33 +24,23 @@ from ..core.config import (
 )
 from ..core.prompts import END_TOKEN, query_prompt
 from ..core.streaming import WINDOW, stream_windows
-from ..core.texts import InputRules, check_texts
-from ..errors import ConfigError, RemoteError
+from ..core.texts import MAX_NAMED, InputRules, check_texts
+from ..errors import ConfigError, InputError, NonFiniteOutputError, RemoteError
+from ..handle import Held
 from ..progress import watch
 from .answers import Answer, Vectors
-from .assembly import Assembly
-from .channel import Channel
+from .channel import Call, Channel
 from .client import ServerClient
 from .limits import RequestLimits, ask
 
+logger = logging.getLogger(__name__)
+
 MAX_BATCH_TEXTS = 32  # what TEI takes unless told otherwise
 MAX_REQUESTS = 8
+UNIT = 1e-5  # a length this near to 1 is a rounding of float32: the vector is left as it was sent
 
 
-class _Call(NamedTuple):
-    """A call under way."""
-
-    future: Future[Vectors]
-    parts: list[range]  # the texts of each request
-    requests: list[Future[list[Answer]]]
-
-    @property
-    def num_done(self) -> int:
-        pairs = zip(self.parts, self.requests, strict=True)
-        return sum(len(part) for part, request in pairs if request.done())
-
-
-class RemoteEncoder:
+class RemoteEncoder(Held):
     """Qwen3-Embedding on a server (SGLang, vLLM, TEI, Infinity, Ollama, our own): unit vectors.
 
     The same methods as `Qwen3Encoder`, from any thread or event loop, without torch. Queries get
@@ -85,11 +76,10 @@ class RemoteEncoder:
         check_range("max_requests", max_requests, 1, 1000)
         check_choice("end_token", end_token, ("server", "client"))
         urls = ",".join(split_urls(base_url))
-        config = EncoderConfig.from_options(model, base_url=urls, **options)
-        self.config = config
+        self.config = config = EncoderConfig.from_options(model, base_url=urls, **options)
         self.max_length = config.max_length
         self._has_own_key = api_key is not None
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "timeout_s": timeout_s,
             "retry_s": retry_s,
             "max_batch_texts": max_batch_texts,
@@ -106,11 +96,11 @@ class RemoteEncoder:
             retry_s=retry_s,
             max_connections=2 * max_requests,
         )
-        self._max_requests = max_requests
         self._suffix = END_TOKEN if end_token == "client" else ""
-        self._limits = RequestLimits(max_batch_texts, self.max_length)
-        self._rules = InputRules(self.max_length, config.on_too_long, config.on_empty)
-        self._assembly = Assembly(config)
+        self._limits = RequestLimits(max_batch_texts, config.max_length)
+        self._lock = threading.Lock()
+        self._num_texts = self._num_tokens = self._num_truncated = 0
+        self._width: int | None = None  # of the server's vectors, once it is known
         self._channel = Channel(self._open(), max_requests)
 
     @classmethod
@@ -131,8 +121,9 @@ class RemoteEncoder:
         Raises InputError for a text that cannot be encoded, RemoteError when the server fails or
         answers what cannot be, NonFiniteOutputError for NaN.
         """
-        call = self._submit(queries, "queries", self._prompt(instruction))
-        return self._result(call, show_progress)
+        return self._result(
+            self._submit(queries, "queries", self._prompt(instruction)), show_progress
+        )
 
     def encode_documents(
         self, documents: Sequence[str], *, show_progress: bool | None = None
@@ -144,8 +135,7 @@ class RemoteEncoder:
         self, queries: Sequence[str], *, instruction: str | None = None
     ) -> Vectors:
         """Return what `encode_queries` returns, without blocking the event loop."""
-        prompt = self._prompt(instruction)
-        return await self._aresult(queries, "queries", prompt)
+        return await self._aresult(queries, "queries", self._prompt(instruction))
 
     async def aencode_documents(self, documents: Sequence[str]) -> Vectors:
         """Return what `encode_documents` returns, without blocking the event loop."""
@@ -182,14 +172,14 @@ class RemoteEncoder:
     def stats(self) -> EncoderStats:
         """Return the counts of texts, tokens, truncated texts, requests and retries so far."""
         client = self._channel.client
-        return EncoderStats(*self._assembly.counts, client.num_requests, client.num_retries)
+        with self._lock:
+            counts = self._num_texts, self._num_tokens, self._num_truncated
+        return EncoderStats(*counts, client.num_requests, client.num_retries)
 
     @property
     def model_dimensions(self) -> int:
         """The width of the server's vectors; the first access may ask it."""
-        if self._assembly.width is None:
-            return self._assembly.note_width(self._ask_one("width"))
-        return self._assembly.width
+        return self._width or self._note_width(self._ask_one("width"))
 
     @property
     def dimensions(self) -> int:
@@ -229,12 +219,6 @@ class RemoteEncoder:
         """Close the connections; what is under way fails with EngineClosedError."""
         self._channel.close()
 
-    def __enter__(self) -> RemoteEncoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __reduce__(self) -> tuple[Any, ...]:
         if self._has_own_key:
             raise ConfigError(
@@ -242,12 +226,6 @@ class RemoteEncoder:
                 "give api_key_env, the environment variable that holds it"
             )
         return partial(RemoteEncoder.of, **self._settings), (self.config,)
-
-    def __copy__(self) -> RemoteEncoder:
-        return self
-
-    def __deepcopy__(self, memo: object) -> RemoteEncoder:
-        return self  # hosts copy their settings; the connections stay
 
     def __repr__(self) -> str:
         return f"RemoteEncoder({self.config.base_url!r}, model={self.config.model!r})"
@@ -259,60 +237,114 @@ class RemoteEncoder:
 
     def _connected(self) -> Channel:
         if self._channel.is_of_parent and not self._channel.is_closed:
-            self._channel = Channel(self._open(), self._max_requests)
+            self._channel = Channel(self._open(), self._settings["max_requests"])
         return self._channel
-
-    def _submit(
-        self, texts: Sequence[str], word: str, prompt: str = "", first_index: int = 0
-    ) -> _Call:
-        check_texts(texts, word, self._rules, first_index)
-        channel, limits = self._connected(), self._limits
-        strings = [prompt + text + self._suffix for text in texts]
-        parts = limits.plan(strings)
-        requests = [
-            partial(
-                ask,
-                channel.client,
-                limits,
-                strings[part.start : part.stop],
-                word,
-                first_index + part.start,
-            )
-            for part in parts
-        ]
-        if not requests:
-            empty = Future[Vectors]()
-            empty.set_result(np.empty((0, self.dimensions), np.float32))
-            return _Call(empty, [], [])
-        future, futures = channel.submit(
-            requests,
-            lambda answers: self._assembly.vectors([*chain(*answers)], word, first_index),
-        )
-        return _Call(future, parts, futures)
-
-    def _result(self, call: _Call, show_progress: bool | None = False) -> Vectors:
-        try:
-            num_texts = call.parts[-1].stop if call.parts else 0
-            watch(call.future, lambda: call.num_done, num_texts, show_progress)
-            return call.future.result()
-        except BaseException:  # Ctrl-C too: what was not sent yet is not wanted any more
-            call.future.cancel()
-            raise
-
-    async def _aresult(self, texts: Sequence[str], word: str, prompt: str = "") -> Vectors:
-        submitting = asyncio.ensure_future(asyncio.to_thread(self._submit, texts, word, prompt))
-        try:
-            call = await asyncio.shield(submitting)
-        except asyncio.CancelledError:
-            submitting.add_done_callback(_cancel_submitted)
-            raise
-        return await asyncio.wrap_future(call.future)
 
     def _ask_one(self, document: str) -> Answer:
         return self._connected().client.embed([document + self._suffix])
 
+    def _submit(
+        self,
+        texts: Sequence[str],
+        word: str,
+        prompt: str = "",
+        first_index: int = 0,
+        future: Future[Vectors] | None = None,
+    ) -> Call:
+        """Return the call that encodes these texts, as its `future` where one is given."""
+        config, channel, limits = self.config, self._connected(), self._limits
+        rules = InputRules(config.max_length, config.on_too_long, config.on_empty)
+        check_texts(texts, word, rules, first_index)
+        strings = [prompt + text + self._suffix for text in texts]
 
-def _cancel_submitted(submitting: asyncio.Future[_Call]) -> None:
-    """Take back a call whose caller left while it was being checked."""
-    if not submitting.cancelled() and submitting.exception() is None:
-        submitting.result().future.cancel()
+        def ask_part(part: range) -> list[Answer]:
+            some = strings[part.start : part.stop]
+            return ask(channel.client, limits, some, word, first_index + part.start)
+
+        def finish(answers: list[Answer]) -> Vectors:
+            return self._vectors(answers, word, first_index)
+
+        call = Call(limits.plan(strings), ask_part, finish, future)
+        if not strings:
+            call.future.set_result(np.empty((0, self.dimensions), np.float32))
+        return channel.submit(call)
+
+    def _result(self, call: Call, show_progress: bool | None = False) -> Vectors:
+        num_texts = call.parts[-1].stop if call.parts else 0
+        try:
+            watch(call.future, lambda: call.num_done, num_texts, show_progress)
+            return call.future.result()
+        finally:
+            call.future.cancel()  # Ctrl-C: what was not sent yet is not wanted any more
+
+    async def _aresult(self, texts: Sequence[str], word: str, prompt: str = "") -> Vectors:
+        future = Future[Vectors]()
+        try:
+            await asyncio.to_thread(self._submit, texts, word, prompt, future=future)
+            return await asyncio.wrap_future(future)
+        finally:
+            future.cancel()  # a caller who leaves takes back what was not sent yet
+
+    def _note_width(self, answer: Answer) -> int:
+        """Return the width of the server's vectors. Raises where it is not what it was."""
+        url, dimensions, width = (
+            self.config.base_url,
+            self.config.dimensions,
+            answer.vectors.shape[1],
+        )
+        with self._lock:
+            known = self._width = self._width or width
+        if width != known:
+            raise RemoteError(
+                f"{url} answered with vectors of {width} dimensions, before of {known}; "
+                "every server must serve the same model",
+                url=str(url),
+                status=200,
+            )
+        if dimensions is not None and dimensions > width:
+            raise ConfigError(
+                f"dimensions is {dimensions}, {url} makes {width}; choose a smaller number, or None"
+            )
+        return width
+
+    def _vectors(self, answers: Sequence[Answer], word: str, first_index: int) -> Vectors:
+        """Return the unit vectors of a call's answers, (N, dimensions) float32.
+
+        Raises NonFiniteOutputError, RemoteError; InputError for a text that was cut, where that is
+        an error.
+        """
+        (width,) = {self._note_width(answer) for answer in answers}
+        vectors = np.concatenate([answer.vectors for answer in answers])
+        vectors = np.ascontiguousarray(vectors[:, : self.config.dimensions or width])
+        lengths = np.linalg.norm(vectors, axis=1)
+        is_good = np.isfinite(lengths) & (lengths > 0)
+        if not is_good.all():
+            raise NonFiniteOutputError(
+                f"{self.config.base_url} answered {word}[{first_index + int(np.argmin(is_good))}] "
+                "with NaN, inf or zeros; serve the model in bfloat16 or float32: float16 is too "
+                "narrow for some texts"
+            )
+        is_off = np.abs(lengths - 1) > UNIT
+        vectors[is_off] /= lengths[is_off, None]
+        self._count(answers, word, first_index)
+        return vectors
+
+    def _count(self, answers: Sequence[Answer], word: str, first_index: int) -> None:
+        """Count a call, and tell of texts that the server has probably cut."""
+        cut: list[int] = []
+        index, max_length = first_index, self.max_length
+        for answer in answers:
+            if len(answer.vectors) == 1 and (answer.num_tokens or 0) >= max_length:
+                cut.append(index)
+            index += len(answer.vectors)
+        with self._lock:
+            self._num_texts += index - first_index
+            self._num_tokens += sum(answer.num_tokens or 0 for answer in answers)
+            self._num_truncated += len(cut)
+        if not cut:
+            return
+        named = ", ".join(map(str, cut[:MAX_NAMED])) + (", …" if len(cut) > MAX_NAMED else "")
+        said = f"{word} {named}: the server read max_length={max_length} tokens or more"
+        if self.config.on_too_long == "error":
+            raise InputError(f"{said}; shorten what it may have cut", index=cut[0])
+        logger.warning("%s, and may have cut the rest", said)

@@ -40,21 +40,18 @@ class RequestLimits:
         so that the server's count of tokens tells whether it was cut.
         """
         parts: list[range] = []
-        start, num_bytes = 0, 0
+        start = num_bytes = 0
+        was_alone = False
         for i, text in enumerate(texts):
-            size = len(text.encode()) if not text.isascii() else len(text)
-            is_full = i - start >= self.max_texts or num_bytes + size > self.max_bytes
+            size = len(text.encode())
             is_alone = size >= self.max_length
-            if i > start and (is_full or is_alone):
+            is_full = i - start >= self.max_texts or num_bytes + size > self.max_bytes
+            if i > start and (is_full or is_alone or was_alone):
                 parts.append(range(start, i))
                 start, num_bytes = i, 0
             num_bytes += size
-            if is_alone:
-                parts.append(range(start, i + 1))
-                start, num_bytes = i + 1, 0
-        if start < len(texts):
-            parts.append(range(start, len(texts)))
-        return parts
+            was_alone = is_alone
+        return [*parts, range(start, len(texts))] if texts else []
 
     def learn(self, refused: RemoteError, texts: Sequence[str]) -> None:
         """Lower what the refusal speaks of; one that speaks of no limit changes nothing yet."""
@@ -93,13 +90,10 @@ def ask(
     if not is_told:
         middle = len(texts) // 2
         parts = [range(middle), range(middle, len(texts))]
-    answers = [
-        answer
-        for part in parts
-        for answer in ask(
-            client, limits, texts[part.start : part.stop], word, first_index + part.start
-        )
-    ]
+    answers: list[Answer] = []
+    for part in parts:
+        some = texts[part.start : part.stop]
+        answers += ask(client, limits, some, word, first_index + part.start)
     if not is_told:  # no text was at fault, or it would have been named
         limits.learn_texts(max(map(len, parts)))
     return answers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,11 +22,13 @@ logger = logging.getLogger(__name__)
 
 API_KEYS = "QWEN3_EMBEDDING_API_KEYS"
 MAX_QUEUE_TOKENS = 1_000_000
-# What OpenMP and oneDNN read when torch loads them; what the user has set stays.
+# What OpenMP, oneDNN and our CPU path read when they start; what the user has set stays.
 LIBRARY_SETTINGS = {
     # Threads that spin at barriers take the cores that the event loop needs: on two busy cores a
     # query then takes ten times as long.
     "OMP_WAIT_POLICY": "passive",
+    # Queries, and the event loop, come before bulk on the cores too.
+    "QWEN3_EMBEDDING_BULK_NICE": "10",
     # What was made for each of the last 1,024 shapes is kept, and every batch has another: with
     # `tiny` half a GB, for nothing.
     "LRU_CACHE_CAPACITY": "128",
@@ -127,20 +130,21 @@ def served_models(
         if not (new and is_pair and name):
             raise ConfigError(f"--alias {alias}: write ALIAS=NAME")
         alias_of.setdefault(name, []).append(new)
-    named = [
-        (*_split(one), "embedding") for one in models or ([] if rerankers else [DEFAULT_MODEL])
-    ]
-    named += [(*_split(one), "reranking") for one in rerankers or []]
-    if "lora" in options and len(named) > 1:
-        raise ConfigError(f"--lora goes with one model, not {len(named)}; merge the others first")
+    num_models = len(models or []) + len(rerankers or [])
+    if "lora" in options and num_models > 1:
+        raise ConfigError(f"--lora goes with one model, not {num_models}; merge the others first")
     served: list[ServedModel] = []
-    for name, place, kind in named:
-        if kind == "embedding":
-            one = ServedModel.embedding(EncoderConfig.from_options(place, **options), name=name)
-        else:
-            one = ServedModel.reranking(RerankerConfig.from_options(place, **options), name=name)
-        extra = tuple(alias_of.pop(one.name, ()))
-        served.append(ServedModel(one.name, one.kind, one.load, extra))
+    for model in models or ([] if rerankers else [DEFAULT_MODEL]):
+        name, place = _split(model)
+        served.append(
+            ServedModel.embedding(EncoderConfig.from_options(place, **options), name=name)
+        )
+    for model in rerankers or []:
+        name, place = _split(model)
+        served.append(
+            ServedModel.reranking(RerankerConfig.from_options(place, **options), name=name)
+        )
+    served = [replace(one, aliases=tuple(alias_of.pop(one.name, ()))) for one in served]
     if alias_of:
         known = ", ".join(one.name for one in served)
         raise ConfigError(f"--alias: no model is called {', '.join(alias_of)} (served: {known})")

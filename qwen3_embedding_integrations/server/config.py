@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -40,28 +41,22 @@ class ServedModel:
         cls, config: EncoderConfig | str, *, name: str | None = None, aliases: tuple[str, ...] = ()
     ) -> ServedModel:
         """Return an embedding model with its own weights; a folder is called by its last part."""
+        from ..encoder import Qwen3Encoder
+
         config = EncoderConfig.of(config)
-
-        def load() -> Encoder:
-            from ..encoder import Qwen3Encoder
-
-            return Qwen3Encoder(config)
-
-        return cls(name or default_name(config.model), "embedding", load, aliases)
+        load = partial(Qwen3Encoder, config)
+        return cls(name or _name(config.model), "embedding", load, aliases)
 
     @classmethod
     def reranking(
         cls, config: RerankerConfig | str, *, name: str | None = None, aliases: tuple[str, ...] = ()
     ) -> ServedModel:
         """Return a reranker with its own weights; a folder is called by its last part."""
+        from ..reranker import Qwen3Reranker
+
         config = RerankerConfig.of(config)
-
-        def load() -> Qwen3Reranker:
-            from ..reranker import Qwen3Reranker
-
-            return Qwen3Reranker(config)
-
-        return cls(name or default_name(config.model), "reranking", load, aliases)
+        load = partial(Qwen3Reranker, config)
+        return cls(name or _name(config.model), "reranking", load, aliases)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +95,7 @@ class ServerConfig:
                 raise ConfigError(f"{name} is {seconds!r}; give seconds, more than 0")
 
 
-def default_name(model: str) -> str:
+def _name(model: str) -> str:
     """Return what a model is called by clients: the hub's id, or a folder's last part."""
     folder = Path(model).expanduser()
     return folder.resolve().name if folder.is_dir() else model
-
-
-def check_names(models: list[ServedModel]) -> None:
-    """Raise ConfigError when no model is given, or two have one name."""
-    if not models:
-        raise ConfigError("no model is given; serve one at least")
-    seen: set[str] = set()
-    for name in (name for model in models for name in (model.name, *model.aliases)):
-        if name in seen:
-            raise ConfigError(f"two models are called {name!r}; name one of them otherwise")
-        seen.add(name)

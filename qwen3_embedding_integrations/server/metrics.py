@@ -86,11 +86,16 @@ class _ModelNumbers(Collector):
             loaded.add_metric([slot.served.name], float(slot.state == "loaded"))
             loads.add_metric([slot.served.name], slot.num_loads)
         yield from (loaded, loads)
-        engines = {slot: counts for slot in slots if (counts := _engine_counts(slot)) is not None}
+        engines = {
+            slot: slot.model.engine_counts()
+            for slot in slots
+            if hasattr(slot.model, "engine_counts")
+        }
         yield from _families(GaugeMetricFamily, ENGINE_GAUGES, engines)
         yield from _families(CounterMetricFamily, ENGINE_COUNTERS, engines)
         yield _fills(engines)
-        caches = {slot: stats for slot in slots if (stats := _cache_stats(slot)) is not None}
+        stats = {slot: slot.model.stats() for slot in slots if hasattr(slot.model, "stats")}
+        caches = {slot: counts for slot, counts in stats.items() if hasattr(counts, "hits")}
         yield from _families(CounterMetricFamily, CACHE_COUNTERS, caches)
 
 
@@ -120,14 +125,3 @@ def _fills(engines: dict[Slot, Any]) -> Metric:
         used = counts.tokens / counts.max_batch_tokens
         family.add_metric([slot.served.name], buckets, sum_value=used)
     return family
-
-
-def _engine_counts(slot: Slot) -> Any:
-    counts = getattr(slot.model, "engine_counts", None)
-    return None if counts is None else counts()
-
-
-def _cache_stats(slot: Slot) -> Any:
-    stats = getattr(slot.model, "stats", None)
-    record = None if stats is None else stats()
-    return record if hasattr(record, "hits") else None

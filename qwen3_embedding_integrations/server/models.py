@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
-from .config import Kind, ServedModel, check_names
+from ..errors import ConfigError
+from .config import Kind, ServedModel
 from .problems import Refusal, unavailable
 
 logger = logging.getLogger(__name__)
@@ -92,17 +93,21 @@ class Models:
     """The slots by name and alias."""
 
     def __init__(self, served: Sequence[ServedModel], keep_alive_s: float | None) -> None:
-        check_names(list(served))
+        if not served:
+            raise ConfigError("no model is given; serve one at least")
         self.slots = [Slot(one) for one in served]
-        self._by_name = {
-            name: slot for slot in self.slots for name in (slot.served.name, *slot.served.aliases)
-        }
+        self.names: dict[str, Slot] = {}  # and aliases
+        for slot in self.slots:
+            for name in (slot.served.name, *slot.served.aliases):
+                if name in self.names:
+                    raise ConfigError(f"two models are called {name!r}; name one of them otherwise")
+                self.names[name] = slot
         self._keep_alive_s = keep_alive_s
         self._tasks: list[asyncio.Future[None]] = []
 
     def find(self, name: str, kind: Kind) -> Slot:
         """Return the slot that answers to the name. Raises a 404 or 400 Refusal."""
-        slot = self._by_name.get(name)
+        slot = self.names.get(name)
         if slot is None:
             raise self.missing(name)
         if slot.served.kind != kind:
@@ -117,18 +122,13 @@ class Models:
 
     def missing(self, name: str) -> Refusal:
         """Return the refusal of a name that no model has."""
-        known = ", ".join(self._by_name)
+        known = ", ".join(self.names)
         return Refusal(
             404,
             f"The model '{name[:200]}' does not exist; served: {known}",
             code="model_not_found",
             param="model",
         )
-
-    @property
-    def names(self) -> dict[str, Slot]:
-        """Every name and alias, with its slot."""
-        return dict(self._by_name)
 
     @property
     def is_ready(self) -> bool:

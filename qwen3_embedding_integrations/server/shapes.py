@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 QUERY_WORDS = ("query", "search_query")
-DOCUMENT_WORDS = ("document", "search_document", "passage")
 
 InputType = Literal["query", "document", "search_query", "search_document", "passage"]
 Truncate = Literal["NONE", "END"] | bool

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qwen3_embedding_integrations import CachedEncoder, DiskStore
-from qwen3_embedding_integrations.cache.entry import Wanted, read_entry
+from qwen3_embedding_integrations.cache.entry import read_entry
 from tests.cache.encoders import WIDTH, HashEncoder, true_vectors
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_a_writer_killed_at_any_time_leaves_a_whole_file(tmp_path: Path) -> None
         found = store.get(keys)
         assert len(found) == len(keys)
         for number, key in zip(numbers, keys, strict=True):
-            row = read_entry(key, found[key], Wanted(WIDTH, "float32"))
+            row = read_entry(key, found[key], WIDTH, "float32")
             assert row is not None
             assert (row == true_vectors([str(number)])[0]).all()
     store.close()

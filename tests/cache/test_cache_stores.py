@@ -26,7 +26,7 @@ from qwen3_embedding_integrations.cache import (
     Store,
 )
 from qwen3_embedding_integrations.cache.entry import write_entry
-from qwen3_embedding_integrations.cache.memory import ENTRY_OVERHEAD_BYTES
+from qwen3_embedding_integrations.cache.stores import ENTRY_OVERHEAD_BYTES
 from tests.cache.encoders import HashEncoder, true_vector, true_vectors
 from tests.cache.redis_server import RedisServer, needs_redis, redis_server
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from qwen3_embedding_integrations import CachedEncoder
-from qwen3_embedding_integrations.cache.flights import Flights
+from qwen3_embedding_integrations.cache.flights import Flights, Way
 from tests.cache.encoders import PATIENCE_S, HashEncoder, true_vectors, wait_until
 
 NUM_CALLERS = 24
@@ -174,11 +174,12 @@ async def test_a_waiter_that_leaves_takes_nothing_from_the_others() -> None:
 
 async def test_a_thread_never_waits_for_the_loop_it_runs() -> None:
     """However long one waits for a loop elsewhere, on that loop's own thread it is not at all."""
-    flights = Flights(loop_patience_s=PATIENCE_S)
-    flight = flights.claim([b"a"]).flight
-    late = threading.Timer(2, flights.land, (flight, {b"a": true_vectors(["a"])[0]}))
+    flights, way = Flights(), Way(len, loop_patience_s=PATIENCE_S)
+    flight, _ = flights.claim([b"a"])
+    late = threading.Timer(2, flights.end, (flight, {b"a": true_vectors(["a"])[0]}))
     late.start()
-    assert flights.claim([b"a"]).others[0].wait() is None, "it waited until the flight landed"
+    (other,) = flights.claim([b"a"])[1]
+    assert way.finish(way.wait(other)) == {}, "it waited until the flight landed"
     late.cancel()
 
 
@@ -198,23 +199,25 @@ async def test_a_sync_call_on_the_loop_does_not_wait_for_that_loop() -> None:
 
 async def test_a_loop_that_is_blocked_is_not_waited_for_long() -> None:
     """A thread that the loop itself waits for is let go, though the loop's flight has not ended."""
-    flights = Flights(loop_patience_s=0.05)
-    flight = flights.claim([b"a"]).flight
+    flights = Flights()
+    flight, _ = flights.claim([b"a"])
     outcomes: list[object] = []
 
     def sync() -> None:
-        outcomes.append(flights.claim([b"a"]).others[0].wait())
+        way = Way(len, loop_patience_s=0.05)
+        outcomes.append(way.finish(way.wait(flights.claim([b"a"])[1][0])))
 
     def nested_loop() -> None:
-        outcomes.append(asyncio.run(flights.claim([b"a"]).others[0].await_()))
+        way = Way(len, is_async=True, loop_patience_s=0.05)
+        outcomes.append(asyncio.run(way.wait(flights.claim([b"a"])[1][0])))
 
     for target in (sync, nested_loop):
         thread = threading.Thread(target=target)
         thread.start()
         thread.join(PATIENCE_S)  # blocks the loop
-    assert outcomes == [None, None]
-    flights.fail(flight)
-    assert flights.claim([b"a"]).others == []
+    assert outcomes == [{}, {}]
+    flights.end(flight, {})
+    assert flights.claim([b"a"])[1] == []
 
 
 async def test_the_loop_is_free_while_stores_are_asked() -> None:

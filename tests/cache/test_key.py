@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_embedding_integrations import EmbeddingContract
-from qwen3_embedding_integrations.cache.key import key_space, text_key
+from qwen3_embedding_integrations.cache.entry import key_space, text_key
 from tests.cache.encoders import CONTRACT
 
 # Short strings of few letters, JSON's own among them: neighbours that a careless key would join.

@@ -379,6 +379,103 @@ def test_bulk_calls_and_prefixes_all_progress(engines):
     assert_answers(held, [text(0)])
 
 
+@pytest.fixture
+def pair():
+    """An engine whose device has a thread for calls of 10 tokens beside forwards of 50."""
+    device, beside = Device(), Device()
+    runners = [Runner(device, "cpu", 100), Runner(beside, "cpu", 10, beside_tokens=50)]
+    engine = Engine(runners, width=WIDTH)
+    yield device, beside, engine
+    device.gate.set()
+    beside.gate.set()
+    engine.close()
+
+
+def held_at(device: Device, engine: Engine, num_tokens: int):
+    """Hold the device at a forward of so many tokens; return its call and texts."""
+    texts = texts_of(1, num_tokens, first_id=7000)
+    device.gate.clear()
+    call = engine.submit(texts)
+    device.wait_for_forward()
+    return call, texts
+
+
+def test_a_short_call_runs_beside_a_long_forward(pair):
+    """While a long forward runs, short calls are answered; longer ones wait for the device."""
+    device, beside, engine = pair
+    held, held_texts = held_at(device, engine, 50)
+    long, bulk, short = texts_of(2, 6, 10), texts_of(30, 10, 100), texts_of(2, 4, 20)
+    waiting = [engine.submit(long), engine.submit(bulk)]
+    assert_answers(engine.submit(short, (1,)), short, (1,))
+    assert not any(call.future.done() for call in (held, *waiting))
+    assert [batch.num_keys for batch in beside.batches] == [10]
+    device.gate.set()
+    for call, texts in zip((held, *waiting), (held_texts, long, bulk), strict=True):
+        assert_answers(call, texts)
+    assert len(beside.batches) == 1
+    assert engine.max_batch_tokens == 100
+    assert engine.forwards_by_device == {"cpu": len(device.batches) + 1}
+
+
+def test_short_calls_wait_for_a_short_forward(pair):
+    """A forward that is over soon has no other beside it; an idle device takes all by itself."""
+    device, beside, engine = pair
+    assert_answers(engine.submit(texts_of(2, 5)), texts_of(2, 5))
+    held, held_texts = held_at(device, engine, 49)
+    calls = [engine.submit(texts_of(1, 5, i)) for i in range(5)]
+    device.gate.set()
+    for i, call in enumerate(calls):
+        assert_answers(call, texts_of(1, 5, i))
+    assert_answers(held, held_texts)
+    assert beside.batches == []
+
+
+def test_a_short_call_that_waits_runs_when_a_long_forward_begins(pair):
+    """What a long forward leaves in the queue does not wait for its end."""
+    device, beside, engine = pair
+    held, _ = held_at(device, engine, 40)
+    large, short = texts_of(1, 98, 1), texts_of(1, 5, 2)
+    first, second = engine.submit(large), engine.submit(short)
+    device.gate.set()
+    for call, texts in ((first, large), (second, short)):
+        assert_answers(call, texts)
+    assert held.future.done()
+    assert [batch.num_keys for batch in device.batches + beside.batches] == [40, 98, 5]
+
+
+def test_a_poisoned_call_beside_a_long_forward_harms_no_other(pair):
+    """Of calls merged beside a long forward, the one that fails is the only one that fails."""
+    device, beside, engine = pair
+    held, held_texts = held_at(device, engine, 60)
+    beside.gate.clear()
+    calls = [engine.submit([text(i)]) for i in range(3)]
+    poisoned = engine.submit([text(POISON)])
+    beside.gate.set()
+    for i, call in enumerate(calls):
+        assert_answers(call, [text(i)])
+    with pytest.raises(EngineError, match="poisoned"):
+        poisoned.future.result(TIMEOUT_S)
+    device.gate.set()
+    assert_answers(held, held_texts)
+
+
+def test_threads_beside_a_long_forward_get_their_own_rows():
+    """Forty callers with short and long calls on both threads: each its own rows."""
+    runners = [Runner(Device(), "cpu", 100), Runner(Device(), "cpu", 20, beside_tokens=30)]
+    engine = Engine(runners, width=WIDTH)
+
+    def caller(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(10):
+            texts = random_texts(rng, *rng.choice([(2, 8), (30, 40)]))
+            assert_answers(engine.submit(texts), texts)
+
+    try:
+        in_threads(caller, 40)
+    finally:
+        engine.close()
+
+
 # Failure
 
 

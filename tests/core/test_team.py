@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_embedding_integrations.core.packing import PackedBatch
-from qwen3_embedding_integrations.core.team import MIN_TOKENS, Team, share_out
+from qwen3_embedding_integrations.core.team import MIN_TOKENS, NICE, Team, share_out
+from qwen3_embedding_integrations.errors import ConfigError
 
 
 def batch_of(lengths: list[int], prefix_ids: tuple[int, ...] = ()) -> PackedBatch:
@@ -150,3 +151,49 @@ def test_members_go_with_their_team():
     for member in members:
         member.join(10)
         assert not member.is_alive()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_members_give_way_when_asked(monkeypatch):
+    """The members alone run at the niceness that the environment names; others stay as they are."""
+
+    def niceness(batch: PackedBatch) -> torch.Tensor:
+        own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        return torch.full((len(batch), 1), float(own))
+
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    lengths = [50] * 4
+    assert set(Team(2).run(niceness, batch_of(lengths))[:, 0].tolist()) == {before}
+    monkeypatch.setenv(NICE, "19")
+    assert set(Team(2).run(niceness, batch_of(lengths))[:, 0].tolist()) == {19.0}
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+
+
+@pytest.mark.parametrize("value", ["20", "-1", "low", ""])
+def test_another_niceness_is_refused(monkeypatch, value):
+    """What Linux does not know is an error that names the variable."""
+    monkeypatch.setenv(NICE, value)
+    with pytest.raises(ConfigError, match=f"{NICE} is {value!r}"):
+        Team(2)
+
+
+def test_a_team_at_work_leaves_another_batch_to_its_own_thread():
+    """While the members are at a batch, the next is computed where it was asked for, whole."""
+    entered, gate = threading.Event(), threading.Event()
+    team = Team(2)
+
+    def held(batch: PackedBatch) -> torch.Tensor:
+        entered.set()
+        assert gate.wait(30)
+        return torch.zeros(len(batch), 1)
+
+    first = threading.Thread(target=lambda: team.run(held, batch_of([50] * 4)), daemon=True)
+    first.start()
+    assert entered.wait(30)
+    forward = Recorder()
+    assert team.run(forward, batch_of([50] * 4))[:, 0].tolist() == [0, 1, 2, 3]
+    assert [texts for texts, _, _ in forward.calls] == [4]
+    gate.set()
+    first.join(30)
+    team.run(forward, batch_of([50] * 4))
+    assert sorted(texts for texts, _, _ in forward.calls) == [2, 2, 4]

@@ -70,11 +70,31 @@ REMEDIES = {
 class Check:
     """One thing that was asked of a backend, and what came of it."""
 
-    name: str
+    name: str = ""
     verdict: Verdict
     detail: str
     fault: Fault | None = None
     is_certain: bool = True  # else: the likeliest of several
+
+
+def right(detail: str) -> Check:
+    """Return a check that found what must be."""
+    return Check(verdict="right", detail=detail)
+
+
+def wrong(fault: Fault | None, detail: str, *, is_certain: bool = True) -> Check:
+    """Return a check that found a fault."""
+    return Check(verdict="wrong", detail=detail, fault=fault, is_certain=is_certain)
+
+
+def note(detail: str) -> Check:
+    """Return a check of something that is not wrong, but good to know."""
+    return Check(verdict="note", detail=detail)
+
+
+def skipped(detail: str) -> Check:
+    """Return a check that could not be made."""
+    return Check(verdict="skipped", detail=detail)
 
 
 @dataclass(frozen=True, kw_only=True)

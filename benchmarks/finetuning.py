@@ -66,7 +66,7 @@ finetune(FinetuneConfig(**json.loads(sys.argv[1])), on_progress=stop)
 
 def measured(encoder: Qwen3Encoder, data: Path, name: str) -> Any:
     path, _, split = name.partition("#")
-    return evaluate(encoder, read_dataset(data / path, split=split or None))
+    return evaluate(encoder, read_dataset(data / path, split=split or None, on_empty="embed"))
 
 
 def run(name: str, data: Path, out: Path, model: str) -> dict[str, Any]:
@@ -83,8 +83,10 @@ def run(name: str, data: Path, out: Path, model: str) -> dict[str, Any]:
     )
     others = {}
     with (
-        Qwen3Encoder(EncoderConfig(model=model, dtype="float32")) as plain,
-        Qwen3Encoder(EncoderConfig(model=model, dtype="float32", lora=config.out)) as tuned,
+        Qwen3Encoder(EncoderConfig(model=model, dtype="float32", on_empty="embed")) as plain,
+        Qwen3Encoder(
+            EncoderConfig(model=model, dtype="float32", on_empty="embed", lora=config.out)
+        ) as tuned,
     ):
         for other in OTHERS[name]:
             before, after = (measured(one, data, other) for one in (plain, tuned))

@@ -130,7 +130,6 @@ def _open(out: Path, config: FinetuneConfig, material: Material, *, resume: bool
     """Return the folder of a run's checkpoints, where the run's options and data are noted."""
     work = out / "checkpoints"
     asked: dict[str, Any] = json.loads(json.dumps(asdict(config) | material.hashes))
-    del asked["out"]  # a folder may move
     if (out / RECORD).exists():
         raise ConfigError(f"{out} holds a finished adapter; give another folder")
     if not resume:

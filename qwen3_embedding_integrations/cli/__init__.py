@@ -19,6 +19,7 @@ from ..server.command import serve
 from .compare import compare
 from .contract import contract_app
 from .evaluate import evaluate
+from .finetune import finetune
 from .index import index
 from .mteb import mteb
 from .options import err
@@ -35,7 +36,7 @@ app = typer.Typer(
 )
 VERBS = (
     demo, index, reindex, search, rerank, encode, serve, quantize, merge, export, bench, doctor,
-    evaluate, compare, mteb, plan,
+    evaluate, compare, mteb, finetune, plan,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.search import SETS, Questions, falling, load_set, ndcg
+from benchmarks.search import SETS, load_set, ndcg
 from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
 from qwen3_embedding_integrations.bench.machine import describe
+from qwen3_embedding_integrations.evaluation import RetrievalSet, rank_vectors
 
 RESULTS = Path(__file__).parent / "results" / "fidelity.json"
 MODES: dict[str, dict[str, Any]] = {
@@ -25,26 +26,14 @@ MODES: dict[str, dict[str, Any]] = {
 DEPTH = 10
 
 
-def vectors_of(questions: Questions, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def vectors_of(questions: RetrievalSet, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Return the vectors of documents and queries, (N, 256) and (M, 256) float32."""
     with Qwen3Encoder(EncoderConfig(model="tiny", on_empty="embed", **options)) as encoder:
         documents = encoder.encode_documents(list(questions.documents.values()))
         return documents, encoder.encode_queries(list(questions.queries.values()))
 
 
-def points(questions: Questions, documents: np.ndarray, queries: np.ndarray) -> float:
-    """Return nDCG@10 over all questions, in points."""
-    ids = list(questions.documents)
-    run: dict[str, dict[str, float]] = {}
-    for name, query in zip(questions.queries, queries, strict=True):
-        scores = documents @ query
-        best = np.argpartition(-scores, DEPTH)[:DEPTH]
-        ranked = sorted(((ids[i], float(scores[i])) for i in best), key=lambda one: -one[1])
-        run[name] = falling(ranked)
-    return ndcg(run, questions.answers)
-
-
-def measure(questions: Questions) -> dict[str, Any]:
+def measure(questions: RetrievalSet) -> dict[str, Any]:
     """Return points of every mode, and cosines to float32."""
     result: dict[str, Any] = {"questions": len(questions.queries)}
     exact: np.ndarray | None = None
@@ -52,8 +41,9 @@ def measure(questions: Questions) -> dict[str, Any]:
         documents, queries = vectors_of(questions, options)
         exact = documents if exact is None else exact
         cosines = np.einsum("ij,ij->i", documents, exact)
+        ranking = rank_vectors(questions, queries, documents, depth=DEPTH)
         result[mode] = {
-            "ndcg_at_10": round(points(questions, documents, queries), 2),
+            "ndcg_at_10": round(ndcg(questions, ranking), 2),
             "cosine_mean": float(cosines.mean()),
             "cosine_least": float(cosines.min()),
         }

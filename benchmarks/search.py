@@ -4,7 +4,7 @@
 
 DIR holds the sets as folders in BEIR's layout (corpus.jsonl.gz, queries.jsonl.gz, qrels.tsv.gz):
 stard, cmrc2018, cranfield, scifact; and law_zh/articles.jsonl.gz, tatoeba/cmn-eng.tsv.gz. The
-weights are chosen on development questions; the table is of the others. nDCG is pytrec_eval's.
+weights are chosen on development questions; the table is of the others.
 """
 
 from __future__ import annotations
@@ -18,16 +18,22 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pytrec_eval
 
 from benchmarks.search_report import report
 from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
 from qwen3_embedding_integrations.bench.machine import describe
+from qwen3_embedding_integrations.evaluation import (
+    Ranking,
+    RetrievalSet,
+    measure_ranking,
+    read_retrieval,
+)
 from qwen3_embedding_integrations.keywords import KeywordIndex
 from qwen3_embedding_integrations.search import FUSIONS, Hit, Qwen3Retriever
 
@@ -38,18 +44,7 @@ WEIGHTS = [round(0.05 * n, 2) for n in range(21)]
 NUM_REFERENCES = 500
 DIGITS = "零一二三四五六七八九"
 
-Run = dict[str, dict[str, float]]
 Vectors = npt.NDArray[np.float32]
-
-
-class Questions(NamedTuple):
-    """One set: texts, questions in two splits, and which texts answer which question."""
-
-    name: str
-    documents: dict[str, str]
-    queries: dict[str, str]
-    answers: dict[str, dict[str, int]]
-    is_dev: dict[str, bool]
 
 
 class Recorded:
@@ -101,34 +96,25 @@ def rows(path: Path) -> list[list[str]]:
         return [line.rstrip("\n").split("\t") for line in file][1:]
 
 
-def load_set(folder: Path) -> Questions:
+def load_set(folder: Path) -> RetrievalSet:
+    return read_retrieval(folder, on_empty="embed", joined_by="\n")
+
+
+def choose_dev(folder: Path) -> dict[str, bool]:
     """STARD's own split (train: development), CMRC's trial; every other question elsewhere."""
-    corpus, queries = lines(folder / "corpus.jsonl.gz"), lines(folder / "queries.jsonl.gz")
-    answers: dict[str, dict[str, int]] = {}
-    for query, document, score in rows(folder / "qrels.tsv.gz"):
-        answers.setdefault(query, {})[document] = int(score)
+    queries = lines(folder / "queries.jsonl.gz")
     ids = [query["_id"] for query in queries]
     if folder.name == "stard":
-        is_dev = {query["_id"]: query["split"] == "train" for query in queries}
-    elif folder.name == "cmrc2018":
-        is_dev = {id_: id_.startswith("TRIAL") for id_ in ids}
-    else:
-        is_dev = {id_: index % 2 == 1 for index, id_ in enumerate(sorted(ids))}
-    return Questions(
-        folder.name,
-        {one["_id"]: f"{one['title']}\n{one['text']}".strip() for one in corpus},
-        {query["_id"]: query["text"] for query in queries},
-        answers,
-        is_dev,
-    )
+        return {query["_id"]: query["split"] == "train" for query in queries}
+    if folder.name == "cmrc2018":
+        return {id_: id_.startswith("TRIAL") for id_ in ids}
+    return {id_: index % 2 == 1 for index, id_ in enumerate(sorted(ids))}
 
 
-def ndcg(run: Run, answers: Mapping[str, Mapping[str, int]]) -> float:
-    """Return nDCG@10 in points, the mean over the questions; an empty ranking counts as 0."""
-    filled = {query: found or {"": 0.0} for query, found in run.items()}
-    evaluator = pytrec_eval.RelevanceEvaluator({q: answers[q] for q in run}, {"ndcg_cut.10"})
-    values = evaluator.evaluate(filled)
-    return 100 * sum(one["ndcg_cut_10"] for one in values.values()) / len(run)
+def ndcg(questions: RetrievalSet, ranking: Ranking) -> float:
+    """Return nDCG@10 in points, the mean over the questions that were ranked."""
+    asked = replace(questions, queries={query: questions.queries[query] for query in ranking})
+    return 100 * float(measure_ranking(asked, ranking).values["ndcg@10"].mean())
 
 
 def embed(encoder: Qwen3Encoder, name: str, texts: Sequence[str], cache: Path | None) -> Vectors:
@@ -148,20 +134,11 @@ def fill(index: KeywordIndex, documents: Mapping[str, str]) -> None:
         index.write(some, [documents[id_] for id_ in some])
 
 
-def falling(hits: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Return scores that keep the order of the hits: pytrec_eval sorts ties by id."""
-    return {id_: float(len(hits) - rank) for rank, (id_, _) in enumerate(hits)}
-
-
-def sweep(
-    queries: Iterable[str], dense: Mapping[str, Any], keywords: Mapping[str, Any], answers: Any
-) -> dict[str, list[float]]:
+def sweep(questions: RetrievalSet, dense: Ranking, keywords: Ranking) -> dict[str, list[float]]:
     """Return nDCG@10 for every fusion, at every weight of the vectors."""
     return {
         name: [
-            ndcg(
-                {q: falling(fuse(dense[q], keywords[q], dense_weight=w)) for q in queries}, answers
-            )
+            ndcg(questions, {q: fuse(dense[q], keywords[q], dense_weight=w) for q in dense})
             for w in WEIGHTS
         ]
         for name, fuse in FUSIONS.items()
@@ -180,10 +157,15 @@ def choose(development: Mapping[str, Any], fusion: str) -> float:
 class Prepared(NamedTuple):
     """A set that can be searched."""
 
-    questions: Questions
+    questions: RetrievalSet
+    is_dev: dict[str, bool]
     index: Any
     store: BruteForceStore
     encoder: Any
+
+    def texts(self, *, is_dev: bool) -> dict[str, str]:
+        queries = self.questions.queries.items()
+        return {id_: text for id_, text in queries if self.is_dev[id_] is is_dev}
 
     def dense(self, query: str) -> list[tuple[str, float]]:
         vector = self.encoder.encode_queries([query])[0]
@@ -200,37 +182,33 @@ def measure_sets(prepared: Sequence[Prepared]) -> dict[str, Any]:
     """Choose the weights on the development questions, then measure on the others."""
     development: dict[str, Any] = {}
     for one in prepared:
-        texts = {q: text for q, text in one.questions.queries.items() if one.questions.is_dev[q]}
+        texts = one.texts(is_dev=True)
         dense = {q: one.dense(text) for q, text in texts.items()}
         keywords = {q: one.index.search(text, DEPTH) for q, text in texts.items()}
-        answers = one.questions.answers
         development[one.questions.name] = {
             "questions": len(texts),
-            "dense": ndcg({q: falling(found) for q, found in dense.items()}, answers),
-            "bm25": ndcg({q: falling(found) for q, found in keywords.items()}, answers),
-            "fused": sweep(texts, dense, keywords, answers),
+            "dense": ndcg(one.questions, dense),
+            "bm25": ndcg(one.questions, keywords),
+            "fused": sweep(one.questions, dense, keywords),
         }
     weights = {fusion: choose(development, fusion) for fusion in FUSIONS}
     test: dict[str, Any] = {}
     for one in prepared:
-        texts = {
-            q: text for q, text in one.questions.queries.items() if not one.questions.is_dev[q]
-        }
-        answers = one.questions.answers
+        texts = one.texts(is_dev=False)
         runs = {
-            "dense": {q: falling(one.dense(text)) for q, text in texts.items()},
-            "bm25": {q: falling(one.index.search(text, DEPTH)) for q, text in texts.items()},
+            "dense": {q: one.dense(text) for q, text in texts.items()},
+            "bm25": {q: one.index.search(text, DEPTH) for q, text in texts.items()},
         }
         for name, fusion, weight in (
             ("fused", "scores", weights["scores"]),
             ("rrf", "ranks", weights["ranks"]),
             ("rrf_equal", "ranks", 0.5),
         ):
-            runs[name] = {q: falling(one.fused(t, fusion, weight)) for q, t in texts.items()}
+            runs[name] = {q: one.fused(t, fusion, weight) for q, t in texts.items()}
         test[one.questions.name] = {
             "questions": len(texts),
             "documents": len(one.questions.documents),
-            **{name: ndcg(run, answers) for name, run in runs.items()},
+            **{name: ndcg(one.questions, run) for name, run in runs.items()},
         }
     return {"weights": weights, "development": development, "test": test}
 
@@ -297,18 +275,18 @@ def measure_languages(encoder: Qwen3Encoder, data: Path, cache: Path | None) -> 
         q: {d: 1 for d, en in documents.items() if en == pairs[int(q[1:])][1]} for q in texts
     }
     store = BruteForceStore(documents, embed(encoder, "tatoeba", list(documents.values()), cache))
-    questions = Questions("tatoeba", documents, texts, answers, {})
+    questions = RetrievalSet("tatoeba", documents, texts, answers)
     with KeywordIndex(":memory:") as index:
         fill(index, documents)
-        one = Prepared(questions, index, store, Recorded(encoder, texts.values()))
+        one = Prepared(questions, {}, index, store, Recorded(encoder, texts.values()))
         default = Qwen3Retriever(store, one.encoder, keywords=index)
         found = {q: default.search(text, limit=10) for q, text in texts.items()}
         runs = {
-            "dense": {q: falling(one.dense(text)) for q, text in texts.items()},
-            "bm25": {q: falling(index.search(text, DEPTH)) for q, text in texts.items()},
-            "fused": {q: falling([(hit.id, 0.0) for hit in hits]) for q, hits in found.items()},
+            "dense": {q: one.dense(text) for q, text in texts.items()},
+            "bm25": {q: index.search(text, DEPTH) for q, text in texts.items()},
+            "fused": {q: [(hit.id, hit.score) for hit in hits] for q, hits in found.items()},
         }
-    return {"questions": len(texts), **{name: ndcg(run, answers) for name, run in runs.items()}}
+    return {"questions": len(texts), **{name: ndcg(questions, run) for name, run in runs.items()}}
 
 
 def main() -> None:
@@ -329,7 +307,8 @@ def main() -> None:
             fill(index, questions.documents)
             asked = Recorded(encoder, questions.queries.values())
             store = BruteForceStore(questions.documents, vectors)
-            prepared.append(Prepared(questions, RecordedIndex(index), store, asked))
+            is_dev = choose_dev(arguments.data / name)
+            prepared.append(Prepared(questions, is_dev, RecordedIndex(index), store, asked))
         result = {
             **describe(shlex.join(["python", "-m", "benchmarks.search", "--data", "DIR"])),
             "model": "tiny",

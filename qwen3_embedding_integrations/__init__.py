@@ -35,9 +35,11 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
+    from .evaluation import Evaluation, evaluate
     from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
     from .keywords import KeywordIndex
+    from .merge import merge_lora
     from .quantize import QuantizedModel, quantize_model
     from .remote import RemoteEncoder
     from .reranker import Qwen3Reranker, RankedDocument, RerankerStats
@@ -61,6 +63,7 @@ __all__ = [
     "EncoderStats",
     "EngineClosedError",
     "EngineError",
+    "Evaluation",
     "Fault",
     "Hit",
     "HybridStore",
@@ -90,7 +93,9 @@ __all__ = [
     "StoreError",
     "TextTooLongError",
     "diagnose",
+    "evaluate",
     "index_documents",
+    "merge_lora",
     "quantize_model",
     "shared_encoder",
     "shared_reranker",
@@ -107,6 +112,7 @@ _HOMES = {
     "EncoderConfig": "core.config",
     "EncoderReranker": "search",
     "EncoderStats": "contract",
+    "Evaluation": "evaluation",
     "Fault": "doctor.report",
     "Hit": "rows",
     "HybridStore": "hybrid",
@@ -125,7 +131,9 @@ _HOMES = {
     "RerankerStats": "reranker",
     "SearchStore": "rows",
     "diagnose": "doctor.diagnosis",
+    "evaluate": "evaluation",
     "index_documents": "indexing",
+    "merge_lora": "merge",
     "quantize_model": "quantize",
     "shared_encoder": "sharing",
     "shared_reranker": "sharing",

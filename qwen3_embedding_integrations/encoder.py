@@ -182,7 +182,8 @@ class Qwen3Encoder(Handle[EncoderConfig]):
         is_folder = Path(config.model).expanduser().is_dir()
         return EmbeddingContract(
             model=Path(config.model).expanduser().resolve().name if is_folder else config.model,
-            revision=self._loaded.content_hash,
+            revision=self.content_hash,
+            lora=self._loaded.lora,
             dimensions=self.dimensions,
             instruction=config.instruction,
             max_length=self.max_length,

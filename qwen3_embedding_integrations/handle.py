@@ -73,6 +73,11 @@ class Handle(Held, Generic[C]):
         return self._loaded.engine.counts()
 
     @property
+    def content_hash(self) -> str:
+        """A hash of the model's files, the same wherever they lie; the first access reads them."""
+        return self._loaded.content_hash
+
+    @property
     def is_closed(self) -> bool:
         """Whether calls are refused: closed, or copied into another process by a fork."""
         return self._loaded.engine.is_closed

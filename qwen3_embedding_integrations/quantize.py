@@ -22,29 +22,33 @@ class QuantizedModel:
 
 
 def quantize_model(
-    model: str, out: str | Path, *, revision: str | None = None, local_files_only: bool = False
+    model: str,
+    out: str | Path,
+    *,
+    revision: str | None = None,
+    lora: str | None = None,
+    local_files_only: bool = False,
 ) -> QuantizedModel:
     """Write `model`'s weights in int8 to the new folder `out`, for use on CPUs.
 
     `Qwen3Encoder(EncoderConfig(model=out))` then gives the vectors of
     `EncoderConfig(model=model, quantization="int8")`, under the contract of `model`, without
-    quantising at every start; a reranker's folder is one for `Qwen3Reranker` likewise. Raises
-    ConfigError when `out` exists, ModelLoadError when `model` cannot be read or is quantised
-    already.
+    quantising at every start; a reranker's folder is one for `Qwen3Reranker` likewise. A `lora`
+    is folded in first, and stays in the contract. Raises ConfigError when `out` exists,
+    ModelLoadError when `model` cannot be read or is quantised already.
     """
     from .core.checkpoint import locate_model, read_quantization
-    from .core.pairs import appends_end
+    from .core.pairs import find_task
     from .core.quantization import quantize_folder
-    from .core.tokenizer import load_tokenizer
 
     out = Path(out).expanduser()
-    config = EngineConfig(model=model, revision=revision, local_files_only=local_files_only)
+    config = EngineConfig(
+        model=model, revision=revision, lora=lora, local_files_only=local_files_only
+    )
     folder = locate_model(config)
     if read_quantization(folder) is not None:
         raise ConfigError(f"{model} has int8 weights already; use it as it is, or give its source")
-    is_encoder = appends_end(load_tokenizer(folder))
-    task = "embedding" if is_encoder else "reranking"
-    kept = quantize_folder(folder, out, task=task, source=model)
+    kept = quantize_folder(config, folder, out, task=find_task(folder))
     num_bytes = (out / "model.safetensors").stat().st_size
     return QuantizedModel(folder=out, num_bytes=num_bytes, kept=kept)
 
@@ -55,11 +59,12 @@ def quantize(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub model.")
     ] = None,
+    lora: Annotated[str | None, typer.Option(help="A LoRA adapter to fold in first.")] = None,
 ) -> None:
     """Write a model with int8 weights, for CPUs: faster than bfloat16, half its memory."""
     from rich.console import Console
 
-    written = quantize_model(model, out, revision=revision)
+    written = quantize_model(model, out, revision=revision, lora=lora)
     console = Console()
     console.print(
         f"{written.folder}: {written.num_bytes / 1e6:,.0f} MB; "

@@ -245,8 +245,11 @@ def read_contract(store: str, location: str, collection: str) -> EmbeddingContra
 
 
 def merge(stored: EncoderConfig | None, options: dict[str, Any]) -> EncoderConfig:
-    """Return the stored options, overridden by those given."""
-    return EncoderConfig.from_options(**{**(stored.portable() if stored else {}), **options})
+    """Return the stored options, overridden by those given; with a model goes its adapter."""
+    kept = stored.portable() if stored else {}
+    if "model" in options:
+        kept.pop("lora", None)  # it may be in the model's weights already
+    return EncoderConfig.from_options(**{**kept, **options})
 
 
 def keywords_path(location: str, collection: str, given: Path | None) -> Path | None:

@@ -22,12 +22,16 @@ __all__ = [
     "END",
     "SHAPE_06B",
     "SHAPE_SMALL",
+    "TARGETS",
     "official_tokenizer",
     "plain_tokenizer",
     "random_tensors",
+    "write_adapter",
     "write_checkpoint",
     "write_reranker",
 ]
+
+TARGETS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
 
 SHAPE_SMALL = SHAPE_06B | {
     "hidden_size": 256,
@@ -69,4 +73,23 @@ def write_reranker(
         size = shape["vocab_size"], shape["hidden_size"]
         tensors["lm_head.weight"] = torch.randn(size, generator=generator).mul_(0.02).bfloat16()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def write_adapter(
+    folder: Path, base: Path, *, seed: int = 0, is_causal: bool = False, **options: Any
+) -> Path:
+    """Let PEFT write a LoRA adapter of random numbers, none of them zero, for the model in `base`.
+
+    `is_causal` adapts the model with its output layer: the tensors' names then say model.model.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    kind = AutoModelForCausalLM if is_causal else AutoModel
+    model = kind.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(seed)
+    options = {"r": 8, "lora_alpha": 8, "target_modules": TARGETS[:3]} | options
+    adapted = get_peft_model(model, LoraConfig(**{"init_lora_weights": False, **options}))
+    adapted.save_pretrained(folder, save_embedding_layers=False)
     return folder

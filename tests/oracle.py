@@ -14,25 +14,41 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
+from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 GOLDEN = json.loads((Path(__file__).parent / "data/golden_reranker.json").read_text())
 
 
 def reference_vectors(
-    folder: Path, texts: Sequence[str], *, dtype: torch.dtype = torch.float32
+    folder: Path,
+    texts: Sequence[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    lora: Path | None = None,
 ) -> np.ndarray:
-    """Return the unit vector of each text's last token, (N, H) float32: no batch, no padding."""
+    """Return the unit vector of each text's last token, (N, H) float32: no batch, no padding.
+
+    With `lora` PEFT computes the adapter beside the model, not merged into it.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return vectors_of_ids(folder, [tokenizer(text)["input_ids"] for text in texts], dtype=dtype)
+    sequences = [tokenizer(text)["input_ids"] for text in texts]
+    return vectors_of_ids(folder, sequences, dtype=dtype, lora=lora)
 
 
 @torch.inference_mode()
 def vectors_of_ids(
-    folder: Path, sequences: Sequence[Sequence[int]], *, dtype: torch.dtype = torch.float32
+    folder: Path,
+    sequences: Sequence[Sequence[int]],
+    *,
+    dtype: torch.dtype = torch.float32,
+    lora: Path | None = None,
 ) -> np.ndarray:
     """Return the same for token ids."""
     model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+    if lora is not None:
+        model = _adapted(model, lora)
     rows = []
     for ids in sequences:
         input_ids = torch.tensor([list(map(int, ids))])
@@ -46,6 +62,16 @@ def largest_difference(ours: np.ndarray, expected: np.ndarray) -> float:
     assert ours.shape == expected.shape
     assert np.isfinite(ours).all()
     return float(np.abs(ours - expected).max())
+
+
+def _adapted(model: Any, lora: Path) -> Any:
+    """Return PEFT's model; of an adapter trained with the output layer, the part before that."""
+    with safe_open(lora / "adapter_model.safetensors", "pt") as file:
+        is_causal = next(iter(file.keys())).startswith("base_model.model.model.")
+    if not is_causal or hasattr(model, "lm_head"):
+        return PeftModel.from_pretrained(model, lora).eval()
+    whole = AutoModelForCausalLM.from_pretrained(model.name_or_path, dtype=model.dtype)
+    return PeftModel.from_pretrained(whole, lora).eval().base_model.model.model
 
 
 @cache
@@ -75,10 +101,13 @@ def reference_scores(
     *,
     max_length: int = 8192,
     batch_size: int = 8,
+    lora: Path | None = None,
 ) -> np.ndarray:
     """Return each (query, document)'s score, (N,) float32, in batches padded on the left."""
     tokenizer = _left_padding_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if lora is not None:
+        model = _adapted(model, lora)
     answers = tokenizer.convert_tokens_to_ids(["no", "yes"])
     sequences = reranker_ids(folder, pairs, instruction, max_length=max_length)
     scores: list[float] = []

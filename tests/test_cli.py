@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from qwen3_embedding_integrations import ContractMismatchError, Qwen3Encoder
 from qwen3_embedding_integrations.cli import app
 from qwen3_embedding_integrations.core.linear import has_packed_products
+from tests.checkpoints import write_adapter
 
 HELP = "# Password\n\nForgot your password? We send a link that works once.\n"
 LAW = "出租人出卖租赁房屋的，承租人享有以同等条件优先购买的权利。\n"
@@ -186,6 +188,33 @@ def test_quantize_then_encode(tmp_path: Path) -> None:
     again = run("quantize", "tiny", folder)
     assert again.returncode == 2
     assert "exists already" in again.stderr
+
+
+def test_merge_and_encode_with_an_adapter(
+    tmp_path: Path, tiny: Qwen3Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """merge writes a model with the vectors of --lora, also where that is a hub's, by revision."""
+    base = Path(str(files("qwen3_embedding_integrations") / "tiny"))
+    hub = tmp_path / "home" / "hub" / "models--owner--adapter"
+    adapter = write_adapter(hub / "snapshots" / ("ab" * 20), base, lora_alpha=2)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "v2").write_text("ab" * 20)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    written = run("merge", "tiny", adapter, tmp_path / "merged", "--dtype", "float32")
+    assert written.returncode == 0, written.stderr
+    assert "use it as a model" in written.stdout
+    vectors = {}
+    options = {"merged": ["merged"], "hub": ["tiny", "--lora", "owner/adapter@v2"]}
+    for name, (model, *lora) in options.items():
+        place = tmp_path / model if model == "merged" else model
+        output = tmp_path / f"{name}.npy"
+        done = run(
+            "encode", "--model", place, *lora, "--dtype", "float32", "--output", output, stdin=LAW
+        )
+        assert done.returncode == 0, done.stderr
+        vectors[name] = np.load(output)
+    assert np.abs(vectors["merged"] - vectors["hub"]).max() <= 1e-6
+    assert np.abs(vectors["hub"] - tiny.encode_documents([LAW.rstrip()])).max() > 0.01
 
 
 def test_rerank(reranker_checkpoint: Path) -> None:

@@ -31,6 +31,7 @@ DOCUMENTED = {
     "RerankerStats",
     "RankedDocument",
     "shared_reranker",
+    "merge_lora",
     "quantize_model",
     "QuantizedModel",
     "Qwen3Retriever",
@@ -65,8 +66,10 @@ DOCUMENTED = {
     "Diagnosis",
     "Fault",
     "diagnose",
+    "Evaluation",
+    "evaluate",
 }
-HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client", "redis"]
+HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client", "redis", "mteb", "datasets"]
 HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors", "rich"]
 
 

@@ -12,10 +12,13 @@ from rich.logging import RichHandler
 from ..bench.command import bench
 from ..doctor.command import doctor
 from ..errors import Qwen3EmbeddingError
+from ..merge import merge
 from ..quantize import quantize
 from ..server.command import serve
 from .contract import contract_app
+from .evaluate import evaluate
 from .index import index
+from .mteb import mteb
 from .options import err
 from .plan import plan
 from .reindex import reindex
@@ -28,7 +31,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, index, reindex, search, rerank, encode, serve, quantize, bench, doctor, plan):
+VERBS = (
+    demo, index, reindex, search, rerank, encode, serve, quantize, merge, bench, doctor, evaluate,
+    mteb, plan,
+)  # fmt: skip
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(contract_app, name="contract")
 

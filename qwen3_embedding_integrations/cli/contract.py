@@ -19,6 +19,7 @@ from .options import (
     InstructionOption,
     JsonOption,
     LocationOption,
+    LoraOption,
     ModelOption,
     RevisionOption,
     StoreName,
@@ -44,9 +45,10 @@ def show_contract(
     instruction: InstructionOption = None,
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
+    lora: LoraOption = None,
 ) -> None:
     """Print the contract of a model under these options or, with --location, of a collection."""
-    options = given(locals(), "model", "dimensions", "instruction", "dtype", "revision")
+    options = given(locals(), "model", "dimensions", "instruction", "dtype", "revision", "lora")
     if location is None:
         print_json(_contract_of(options).to_dict())
     elif options:
@@ -65,10 +67,11 @@ def diff_contract(
     instruction: InstructionOption = None,
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
+    lora: LoraOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a collection's contract with a model's; exit with 1 if their vectors differ."""
-    options = given(locals(), "model", "dimensions", "instruction", "dtype", "revision")
+    options = given(locals(), "model", "dimensions", "instruction", "dtype", "revision", "lora")
     stored = _stored_contract(store, location, collection)
     differences = _contract_of(options).difference(stored)
     if as_json:

@@ -27,6 +27,7 @@ from .options import (
     JsonOption,
     KeywordsOption,
     LocationOption,
+    LoraOption,
     ModelOption,
     QuantizationOption,
     RevisionOption,
@@ -57,6 +58,7 @@ def index(
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
     revision: RevisionOption = None,
+    lora: LoraOption = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of one piece of a file.")] = 512,
     text_field: Annotated[
         str | None, typer.Option(help="The CSV column or JSONL field with the text.")

@@ -26,6 +26,7 @@ DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda, cu
 DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
 QuantizationOption = Annotated[str | None, typer.Option(help="int8 on a CPU, fp8 on CUDA.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+LoraOption = Annotated[str | None, typer.Option(help="A LoRA adapter's folder or hub id.")]
 MaxLengthOption = Annotated[int | None, typer.Option(help="Tokens of a text at most.")]
 TooLongOption = Annotated[
     str | None, typer.Option("--on-too-long", help="truncate, error or chunk_mean.")
@@ -40,6 +41,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 
 INDEX_OPTIONS = (
     "model", "dimensions", "instruction", "device", "dtype", "quantization", "revision",
+    "lora",
 )  # fmt: skip
 DEFAULT_LOCATION = "qwen3-index"
 DEFAULT_COLLECTION = "documents"

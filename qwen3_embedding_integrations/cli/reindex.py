@@ -19,6 +19,7 @@ from .options import (
     InstructionOption,
     JsonOption,
     LocationOption,
+    LoraOption,
     ModelOption,
     QuantizationOption,
     RevisionOption,
@@ -42,6 +43,7 @@ def reindex(
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
     revision: RevisionOption = None,
+    lora: LoraOption = None,
     storage: Annotated[
         str | None, typer.Option(help="float16, int8 or binary, on a Qdrant server.")
     ] = None,

@@ -13,6 +13,7 @@ from .options import (
     DeviceOption,
     DtypeOption,
     JsonOption,
+    LoraOption,
     QuantizationOption,
     RevisionOption,
     given,
@@ -25,6 +26,7 @@ def rerank(
     top_n: Annotated[int | None, typer.Option(min=1, help="Documents shown; all of them.")] = None,
     model: Annotated[str | None, typer.Option(help="Hub id or folder of a reranker.")] = None,
     revision: RevisionOption = None,
+    lora: LoraOption = None,
     instruction: Annotated[
         str | None, typer.Option(help="What makes a document right for a query.")
     ] = None,

@@ -26,6 +26,7 @@ from .options import (
     JsonOption,
     KeywordsOption,
     LocationOption,
+    LoraOption,
     MaxLengthOption,
     ModelOption,
     QuantizationOption,
@@ -52,6 +53,7 @@ def search(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
+    lora: LoraOption = None,
     keywords: KeywordsOption = None,
     dense_only: Annotated[bool, typer.Option(help="By vectors alone, without keywords.")] = False,
     rerank: Annotated[
@@ -68,7 +70,7 @@ def search(
     from ..sharing import shared_reranker
     from ..stores import keywords_path, open_store
 
-    options = given(locals(), "model", "instruction", "device", "dtype", "quantization")
+    options = given(locals(), "model", "instruction", "device", "dtype", "quantization", "lora")
     with err.status("loading the model"):
         source = open_store(str(store), location, collection, options, create=False)
         words = keywords_path(location, collection, keywords)
@@ -103,6 +105,7 @@ def encode(
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
     revision: RevisionOption = None,
+    lora: LoraOption = None,
     max_length: MaxLengthOption = None,
     on_too_long: TooLongOption = None,
 ) -> None:

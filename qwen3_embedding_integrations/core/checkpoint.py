@@ -41,6 +41,21 @@ class Architecture:
     max_positions: int
     is_tied: bool = True  # the output layer is the embedding
 
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """A layer's projections by their names in a checkpoint: (outputs, inputs)."""
+        hidden, middle = self.hidden_size, self.intermediate_size
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {
+            "self_attn.q_proj": (queries, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, queries),
+            "mlp.gate_proj": (middle, hidden),
+            "mlp.up_proj": (middle, hidden),
+            "mlp.down_proj": (hidden, middle),
+        }
+
 
 def locate_model(config: EngineConfig) -> Path:
     """Return the folder with the model's files, downloading a hub model that is not there yet."""
@@ -95,7 +110,7 @@ def _download(config: EngineConfig) -> Path:
 
 def read_architecture(folder: Path, task: Task = "embedding") -> Architecture:
     """Return the model's numbers; refuse what is not a Qwen3 model for the task, and say why."""
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
 
     def refuse(reason: str) -> ModelLoadError:
         return ModelLoadError(f"{folder}: not a Qwen3 {MODEL_KINDS[task]}: {reason}")
@@ -140,7 +155,7 @@ def read_architecture(folder: Path, task: Task = "embedding") -> Architecture:
 
 def read_quantization(folder: Path) -> dict[str, Any] | None:
     """Return what `qwen3-embedding quantize` noted of the model it made, None for any other."""
-    noted = _read_json(folder / "config.json").get("quantization_config") or {}
+    noted = read_json(folder / "config.json").get("quantization_config") or {}
     return noted if noted.get("quant_method") == QUANT_METHOD else None
 
 
@@ -148,7 +163,7 @@ def _check_modules(folder: Path, task: Task) -> None:
     """Refuse a sentence-transformers folder that is for another task, or does it in another way."""
     kinds: list[str] = []
     if (folder / "modules.json").is_file():
-        modules = cast(list[dict[str, Any]], _read_json(folder / "modules.json", list))
+        modules = cast(list[dict[str, Any]], read_json(folder / "modules.json", list))
         kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
     if task == "reranking":
         if "Pooling" in kinds:
@@ -173,7 +188,7 @@ def _check_modules(folder: Path, task: Task) -> None:
             "last-token pooling and normalisation are supported"
         )
     if (folder / "1_Pooling" / "config.json").is_file():
-        pooling = _read_json(folder / "1_Pooling" / "config.json")
+        pooling = read_json(folder / "1_Pooling" / "config.json")
         mode = pooling.get("pooling_mode", "lasttoken" if _pools_last(pooling) else "another token")
         if mode != "lasttoken":
             raise ModelLoadError(
@@ -190,7 +205,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the checkpoint's safetensors files: the shards its index names, or the one file."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
         paths = [folder / name for name in names]
         if missing := [path.name for path in paths if not path.is_file()]:
             raise ModelLoadError(
@@ -230,7 +245,8 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_json(path: Path, kind: type = dict) -> Any:
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Return a file's JSON, a `kind`. Raises ModelLoadError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

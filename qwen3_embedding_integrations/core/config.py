@@ -40,6 +40,9 @@ class EngineConfig:
     """A hub id, a folder, or "tiny" (a small model this package carries, for trying and tests)."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; None takes the newest."""
+    lora: str | None = None
+    """A LoRA adapter, as PEFT saves it, to fold into the weights: a folder, or a hub id, also
+    "owner/name@revision"."""
     device: str = "auto"
     """"auto" (CUDA, then MPS, then CPU), "cpu", "mps", "cuda" (the first card), "cuda:N", several
     cards as "cuda:0,cuda:1", or "cuda:all"."""
@@ -64,6 +67,10 @@ class EngineConfig:
             raise ConfigError("model is empty; give a hub id, a folder, or 'tiny'")
         if self.revision is not None:
             check_type("revision", self.revision, str)
+        if self.lora is not None:
+            check_type("lora", self.lora, str)
+            if not self.lora.strip():
+                raise ConfigError("lora is empty; give an adapter's folder or hub id, or None")
         check_type("device", self.device, str)
         check_choice("dtype", self.dtype, DTYPES)
         if self.quantization is not None:
@@ -94,10 +101,10 @@ class EngineConfig:
         if config is None or isinstance(config, str):
             config = cls() if config is None else cls(model=config)
         if isinstance(config, cls):
-            folder = Path(config.model).expanduser()
-            is_name = config.model == TINY or config.is_remote
-            is_folder = not is_name and folder.is_dir()
-            return replace(config, model=str(folder.resolve())) if is_folder else config
+            given = {} if config.is_remote else {"model": config.model, "lora": config.lora or TINY}
+            paths = {name: Path(one).expanduser() for name, one in given.items() if one != TINY}
+            found = {name: str(path.resolve()) for name, path in paths.items() if path.is_dir()}
+            return replace(config, **found) if found else config
         raise ConfigError(f"config is {config!r}; give {cls.__name__}(...) or a model's name")
 
     @property
@@ -119,6 +126,7 @@ class RemoteOptions(TypedDict, total=False):
     """The options that concern texts and vectors, not the machine that computes."""
 
     revision: str | None
+    lora: str | None
     dtype: DType
     quantization: Quantization | None
     dimensions: int | None
@@ -158,7 +166,7 @@ class EncoderConfig(EngineConfig):
     base_url: str | None = None
     """An OpenAI-compatible server that computes instead of this process, such as
     "http://localhost:8000/v1"; several with commas. `model` is then the name it is served under,
-    `revision` what to record of its weights, `dtype` and `quantization` what to record of it."""
+    `revision` and `lora` what to record of its weights, `dtype` and `quantization` of it."""
     api_key_env: str | None = None
     """The environment variable that holds the server's key."""
 
@@ -216,6 +224,7 @@ class RerankerOptions(TypedDict, total=False):
     """RerankerConfig's options but for the model, for doors that take them by name."""
 
     revision: str | None
+    lora: str | None
     device: str
     dtype: DType
     quantization: Quantization | None

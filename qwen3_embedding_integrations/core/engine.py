@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -139,10 +139,8 @@ class Engine:
     @property
     def forwards_by_device(self) -> dict[str, int]:
         """Forwards so far of each device."""
-        counts = Counter[str]()
-        for worker in self._workers:
-            counts[worker.name] += worker.num_forwards
-        return dict(counts)
+        names = dict.fromkeys(one.name for one in self._workers)
+        return {n: sum(w.num_forwards for w in self._workers if w.name == n) for n in names}
 
     @property
     def is_closed(self) -> bool:
@@ -190,11 +188,12 @@ class _Worker:
         self._prepare = runner.prepare
         self._waiting = waiting
         self._left = left
-        self._in_flight: deque[_Flight] = deque()
+        self._in_flight = deque[_Flight]()
         self._lost: str | None = None  # why the device will answer no more
         self._num_since_shrunk = 0
         self._num_forwards_to_grow = FORWARDS_TO_GROW
-        self.thread = threading.Thread(target=self._serve, name="qwen3-engine", daemon=True)
+        role = "beside" if runner.beside_tokens else "engine"
+        self.thread = threading.Thread(target=self._serve, name=f"qwen3-{role}", daemon=True)
 
     def _serve(self) -> None:
         try:

@@ -30,6 +30,7 @@ from .engine import Engine, Runner
 from .graphs import Capture, CudaCapture
 from .heads import Head, embedding_head, reranking_head
 from .linear import fp8_obstacle, has_packed_products
+from .lora import Adapter, load_adapter
 from .memory import Room, check_weights, find_room
 from .model import Computed, Qwen3Model
 from .pairs import PairTokenizer
@@ -62,6 +63,7 @@ class LoadedModel(Generic[T]):
     computed: tuple[Computed, ...]  # by each copy of the model
     stamps: tuple[tuple[Path, int, int], ...]  # each weight file's size and time when it was read
     rooms: tuple[Room, ...] = ()  # what each device has room for, where that is known
+    lora: str | None = None  # what tells the adapter in the weights from any other
 
     @cached_property
     def content_hash(self) -> str:
@@ -102,6 +104,7 @@ def _load_model(
             f'quantization="fp8": the weights in {folder} are int8 already; give the model that '
             "they were made of"
         )
+    adapter = load_adapter(config, folder, architecture)
     config = resolve(replace(config, quantization="int8") if is_stored_int8 else config)
     stamps = _stamps(folder)
     tokenizer = make_tokenizer(folder)
@@ -111,7 +114,7 @@ def _load_model(
             f"{architecture.vocab_size}: they belong to different models"
         )
     made = [
-        _make_runner(one, folder, architecture, tokenizer, is_stored_int8=is_stored_int8)
+        _make_runner(one, folder, architecture, tokenizer, adapter, is_stored_int8=is_stored_int8)
         for one in one_each(config)
     ]
     heads = [head for _, head, _ in made]
@@ -124,7 +127,8 @@ def _load_model(
     if config.model == TINY:
         logger.info("tiny is for trying, demos and tests; for real search use %s", DEFAULT_MODEL)
     computed = tuple(head.computed for head in heads)
-    return LoadedModel(config, folder, architecture, tokenizer, engine, computed, stamps, rooms)
+    about = stamps, rooms, adapter.content_hash
+    return LoadedModel(config, folder, architecture, tokenizer, engine, computed, *about)
 
 
 def _make_runner(
@@ -132,6 +136,7 @@ def _make_runner(
     folder: Path,
     architecture: Architecture,
     tokenizer: Tokenizer | PairTokenizer,
+    adapter: Adapter,
     *,
     is_stored_int8: bool,
 ) -> tuple[Runner, Head, Room | None]:
@@ -143,7 +148,7 @@ def _make_runner(
             itemsize = 1 if config.quantization else _torch_dtype(config.dtype).itemsize
             check_weights(architecture, itemsize, device=config.device, free_bytes=free)
         model, attention = _make_model(
-            config, folder, architecture, tokenizer, is_stored_int8=is_stored_int8
+            config, folder, architecture, tokenizer, adapter, is_stored_int8=is_stored_int8
         )
         free = free_bytes(device)
     budget, room = int(config.max_batch_tokens), None
@@ -194,6 +199,7 @@ def _make_model(
     folder: Path,
     architecture: Architecture,
     tokenizer: Tokenizer | PairTokenizer,
+    adapter: Adapter,
     *,
     is_stored_int8: bool,
 ) -> tuple[Qwen3Model, Attention]:
@@ -218,6 +224,7 @@ def _make_model(
         device=device,
         dtype=torch.float32 if quantizer else dtype,
         pack=pack,
+        fold=adapter.fold,
     )
     model = Qwen3Model(
         weights,

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from ..errors import InputError, ModelLoadError, TextTooLongError
 from .batching import Group
+from .checkpoint import Task
 from .inputs import warn_of_truncation
 from .packing import Int32Array
 from .prompts import (
@@ -88,6 +89,11 @@ class PairTokenizer:
                     f"{folder}: tokenizer.json divides a reranker's prompt in another way than "
                     "Qwen3's; copy the model's own tokenizer.json there"
                 )
+
+
+def find_task(folder: Path) -> Task:
+    """Return what the model in a folder is for, by what its tokenizer does."""
+    return "embedding" if appends_end(load_tokenizer(folder)) else "reranking"
 
 
 def appends_end(tokenizer: FastTokenizer) -> bool:

@@ -17,10 +17,11 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +30,17 @@ from safetensors.torch import save_file
 from ..errors import ConfigError
 from . import kernels
 from .attention import Segments, sdpa_attention
-from .checkpoint import QUANT_METHOD, Architecture, Task, content_hash, read_architecture
-from .config import Quantization
+from .checkpoint import (
+    QUANT_METHOD,
+    Architecture,
+    Task,
+    content_hash,
+    read_architecture,
+    read_json,
+)
+from .config import EngineConfig, Quantization
 from .linear import QuantizedWeight, Weight, quantize_weight, quantize_weight_fp8, to_e4m3
+from .lora import CONFIG, load_adapter
 from .packing import PackedBatch
 from .pairs import PairTokenizer
 from .prompts import WEB_SEARCH
@@ -48,7 +57,10 @@ CALIBRATION_TEXTS = (
     "La réunion suivante est prévue à Paris. Что делать, если сервер не отвечает?",
 )
 CALIBRATION_QUERY = "how long do neutrino oscillations take?"
-SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json")
+# What says how texts are read and vectors are made, but for the weights.
+SIDE_FILES = ("*.json", "*.txt", "*.jinja", "LICENSE*", "[0-9]_*/*.json")
+INDEX = "model.safetensors.index.json"
+OTHER_FILES = {INDEX, CONFIG}  # transformers looks for adapters by CONFIG
 CPU = torch.device("cpu")
 PROJECTIONS = ("qkv", "o", "gate_up", "down")
 logger = logging.getLogger(__name__)
@@ -144,44 +156,69 @@ class Quantizer:
         return F.linear(self._rounding.rows(x), weight.to_float())
 
 
-def quantize_folder(folder: Path, out: Path, *, task: Task, source: str) -> dict[str, float]:
-    """Write the model in `folder` with int8 weights to the new folder `out`.
+@contextmanager
+def new_folder(out: Path, *, like: Path) -> Generator[Path]:
+    """Yield a folder with the files of `like` but its weights; it becomes `out` at the end.
 
-    Returns the projections kept in bfloat16 and the errors that decided it. `source` names the
-    model in what is written. Raises ConfigError when `out` exists.
+    After an error nothing is left of it. Raises ConfigError when `out` exists.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already; give the name of a new folder")
-    architecture = read_architecture(folder, task)
-    tokenizer = Tokenizer(folder) if task == "embedding" else PairTokenizer(folder)
-    quantizer = Quantizer(architecture, tokenizer)
-    weights = load_weights(
-        folder,
-        architecture,
-        device=CPU,
-        dtype=torch.float32,
-        pack=quantizer.quantize,
-    )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = {
-        "quant_method": QUANT_METHOD,
-        "source_model": source,
-        "source_revision": content_hash(folder, architecture),
-    }
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         partial = Path(temporary) / out.name  # a folder under its own name is whole
         partial.mkdir()
+        for path in {path for pattern in SIDE_FILES for path in like.glob(pattern)}:
+            if path.name not in OTHER_FILES:
+                (copy := partial / path.relative_to(like)).parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
+        yield partial
+        partial.rename(out)
+
+
+def edit_json(name: str, source: Path, target: Path, **fields: Any) -> None:
+    """Write the file `name` of the folder `source` to `target`, with these fields."""
+    text = json.dumps(read_json(source / name) | fields, indent=2) + "\n"
+    (target / name).write_text(text, encoding="utf-8")
+
+
+def quantize_folder(
+    config: EngineConfig, folder: Path, out: Path, *, task: Task
+) -> dict[str, float]:
+    """Write the model in `folder` with int8 weights to the new folder `out`.
+
+    Returns the projections kept in bfloat16 and the errors that decided it. `config` names the
+    model in what is written, and the adapter that is folded in first. Raises ConfigError when
+    `out` exists.
+    """
+    with new_folder(out, like=folder) as partial:
+        architecture = read_architecture(folder, task)
+        adapter = load_adapter(config, folder, architecture)
+        tokenizer = Tokenizer(folder) if task == "embedding" else PairTokenizer(folder)
+        quantizer = Quantizer(architecture, tokenizer)
+        weights = load_weights(
+            folder,
+            architecture,
+            device=CPU,
+            dtype=torch.float32,
+            pack=quantizer.quantize,
+            fold=adapter.fold,
+        )
         named = _named_tensors(weights)
         if task == "reranking" and not architecture.is_tied:
             named[OUTPUT] = read_output_layer(folder)
         save_file(named, partial / "model.safetensors")
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in SIDE_FILES:
-            if (folder / name).is_file():
-                (partial / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(folder / name, partial / name)
-        partial.rename(out)
+        edit_json(
+            "config.json",
+            folder,
+            partial,
+            quantization_config={
+                "quant_method": QUANT_METHOD,
+                "source_model": config.model,
+                "source_revision": content_hash(folder, architecture),
+                "source_lora": adapter.content_hash,
+            },
+        )
     return quantizer.kept
 
 

@@ -55,16 +55,19 @@ def load_weights(
     device: torch.device,
     dtype: torch.dtype,
     pack: Callable[[torch.Tensor, Iterable[Layer]], Iterable[Any]] | None = None,
+    fold: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
 ) -> Weights:
     """Return the checkpoint's weights in `dtype` on `device`, its layers as `pack` makes them.
 
     `pack` gets the embedding and the layers, each read when it is asked for: no two copies of all
-    are ever in memory.
+    are ever in memory. `fold` gets each projection's name and weight, as the file has it, and
+    returns what stands for it, see `Adapter.fold`.
 
     Accepts one file or shards, names with or without the prefix "model.". Raises ModelLoadError
     when a tensor is missing, misshapen or unknown, or a file is damaged.
     """
-    reader = _Reader(tensor_readers(folder), folder, architecture, device, dtype)
+    fold = fold or (lambda name, weight: weight)
+    reader = _Reader(tensor_readers(folder), folder, architecture, device, dtype, fold)
     return reader.read(pack or (lambda embedding, layers: layers))
 
 
@@ -76,12 +79,14 @@ class _Reader:
         architecture: Architecture,
         device: torch.device,
         dtype: torch.dtype,
+        fold: Callable[[str, torch.Tensor], torch.Tensor],
     ) -> None:
         self.tensors = tensors
         self.folder = folder
         self.architecture = architecture
         self.device = device
         self.dtype = dtype
+        self.fold = fold
         self.is_quantized = read_quantization(folder) is not None
         self.unread = set(tensors) - UNUSED
 
@@ -105,31 +110,30 @@ class _Reader:
 
     def _layer(self, prefix: str) -> Layer:
         a = self.architecture
-        query_width, key_width = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-        attn, mlp = prefix + "self_attn.", prefix + "mlp."
-        qkv = {"q_proj": query_width, "k_proj": key_width, "v_proj": key_width}
-        gate_up = {"gate_proj": a.intermediate_size, "up_proj": a.intermediate_size}
+        attn, mlp = "self_attn.", "mlp."
+        qkv = [attn + "q_proj", attn + "k_proj", attn + "v_proj"]
         return Layer(
-            qkv=self._projection(prefix + "qkv", attn, qkv, a.hidden_size),
-            o=self._projection(prefix + "o", attn, {"o_proj": a.hidden_size}, query_width),
-            gate_up=self._projection(prefix + "gate_up", mlp, gate_up, a.hidden_size),
-            down=self._projection(
-                prefix + "down", mlp, {"down_proj": a.hidden_size}, a.intermediate_size
-            ),
+            qkv=self._projection(prefix, "qkv", qkv),
+            o=self._projection(prefix, "o", [attn + "o_proj"]),
+            gate_up=self._projection(prefix, "gate_up", [mlp + "gate_proj", mlp + "up_proj"]),
+            down=self._projection(prefix, "down", [mlp + "down_proj"]),
             input_norm=self._vector(prefix + "input_layernorm.weight", a.hidden_size),
             post_attention_norm=self._vector(
                 prefix + "post_attention_layernorm.weight", a.hidden_size
             ),
-            q_norm=self._vector(attn + "q_norm.weight", a.head_dim),
-            k_norm=self._vector(attn + "k_norm.weight", a.head_dim),
+            q_norm=self._vector(prefix + attn + "q_norm.weight", a.head_dim),
+            k_norm=self._vector(prefix + attn + "k_norm.weight", a.head_dim),
         )
 
-    def _projection(self, fused: str, prefix: str, parts: dict[str, int], columns: int) -> Weight:
+    def _projection(self, prefix: str, fused: str, parts: list[str]) -> Weight:
         """Return one weight whose outputs are those of the parts, one after another.
 
         A folder that `quantize` made holds it as one tensor under its `fused` name.
         """
-        num_outputs = sum(parts.values())
+        shapes = {prefix + name: self.architecture.projections[name] for name in parts}
+        num_outputs = sum(num_rows for num_rows, _ in shapes.values())
+        columns = shapes[prefix + parts[0]][1]
+        fused = prefix + fused
         if self.is_quantized:
             weight = self._tensor(fused + ".weight", (num_outputs, columns))
             if weight.dtype != torch.int8:
@@ -137,10 +141,10 @@ class _Reader:
             return QuantizedWeight(weight, self._tensor(fused + SCALE, (num_outputs,)))
         weight = torch.empty(num_outputs, columns, dtype=self.dtype, device=self.device)
         start = 0
-        for name, num_rows in parts.items():
-            part = self._tensor(f"{prefix}{name}.weight", (num_rows, columns))
-            weight[start : start + num_rows] = part
-            start += num_rows
+        for name, shape in shapes.items():
+            part = self.fold(name, self._tensor(f"{name}.weight", shape))
+            weight[start : start + len(part)] = part
+            start += len(part)
         return weight
 
     def _vector(self, name: str, length: int) -> torch.Tensor:
@@ -183,7 +187,7 @@ def read_output_rows(
     name = EMBEDDING if architecture.is_tied else OUTPUT
     shape = [architecture.vocab_size, architecture.hidden_size]
     for path in weight_files(folder):
-        with _open_file(path) as file:
+        with open_file(path) as file:
             for key in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
                 if key.removeprefix("model.") != name:
                     continue
@@ -216,18 +220,19 @@ def tensor_readers(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
     """
     readers: dict[str, Callable[[], torch.Tensor]] = {}
     for path in weight_files(folder):
-        with _open_file(path) as file:
+        with open_file(path) as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
                 readers[name.removeprefix("model.")] = partial(_read_tensor, path, name)
     return readers
 
 
 def _read_tensor(path: Path, name: str) -> torch.Tensor:
-    with _open_file(path) as file:
+    with open_file(path) as file:
         return file.get_tensor(name)
 
 
-def _open_file(path: Path) -> Any:
+def open_file(path: Path) -> Any:
+    """Return an open safetensors file; a damaged one is a ModelLoadError."""
     try:
         return safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:

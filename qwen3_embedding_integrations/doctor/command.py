@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LOADING = "qwen3_embedding_integrations.core.loading"  # says what is chosen and why, at INFO
-ENCODER_OPTIONS = ("dimensions", "dtype", "device", "quantization", "revision")
+ENCODER_OPTIONS = ("dimensions", "dtype", "device", "quantization", "revision", "lora")
 COLORS = {"right": "green", "wrong": "red", "note": "yellow", "skipped": "dim"}
 COMPARED = {
     "weights": "the weights at hand; every fault has a name",
@@ -49,6 +49,7 @@ def doctor(
     device: Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = None,
     quantization: Annotated[str | None, typer.Option(help="int8, on a CPU.")] = None,
     revision: Annotated[str | None, typer.Option(help="Of a hub model.")] = None,
+    lora: Annotated[str | None, typer.Option(help="A LoRA adapter's folder or hub id.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
 ) -> None:
     """Check that a backend makes Qwen3-Embedding's vectors, and name what is wrong with it.

@@ -93,7 +93,10 @@ def _examine(
 ) -> Diagnosis:
     ours = encoder if isinstance(encoder, Qwen3Encoder) else None
     folder = _find_reference(subject, ours, reference)
-    golden = find_golden(subject.model, None if encoder is None else encoder.contract.revision)
+    contract = None if encoder is None else encoder.contract
+    golden = None
+    if contract is None or contract.lora is None:  # with an adapter the values are others
+        golden = find_golden(subject.model, contract and contract.revision)
     architecture = folder and read_architecture(folder)
     limits = [max_tokens, subject.max_tokens, architecture and architecture.max_positions]
     subject = replace(
@@ -122,7 +125,8 @@ def _find_reference(
         return folder
     if ours is not None:
         folder = ours._loaded.folder  # pyright: ignore[reportPrivateUsage]
-        return None if read_quantization(folder) is not None else folder
+        is_changed = read_quantization(folder) is not None or ours.contract.lora is not None
+        return None if is_changed else folder
     return locate_model(EngineConfig(model=TINY)) if subject.model == TINY else None
 
 

@@ -45,6 +45,7 @@ class Qwen3Embedding(BaseEmbedding):
     model_name: str = Field(default=DEFAULT_MODEL, description="Hub id, folder or 'tiny'.")
     embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Texts of one call.")
     revision: str | None = Field(default=None, description="Branch, tag or commit.")
+    lora: str | None = Field(default=None, description="A LoRA adapter's folder or hub id.")
     device: str = Field(default="auto", description="'auto', 'cpu', 'mps' or 'cuda:N'.")
     dtype: DType = Field(default="auto", description="Number format of the weights.")
     quantization: Quantization | None = Field(

@@ -43,6 +43,7 @@ class Qwen3Rerank(BaseNodePostprocessor):
     model_name: str = Field(default=DEFAULT_RERANKER, description="Hub id or folder.")
     top_n: int | None = Field(default=None, description="Nodes returned; None returns all.")
     revision: str | None = Field(default=None, description="Branch, tag or commit.")
+    lora: str | None = Field(default=None, description="A LoRA adapter's folder or hub id.")
     device: str = Field(default="auto", description="'auto', 'cpu', 'mps' or 'cuda:N'.")
     dtype: DType = Field(default="auto", description="Number format of the weights.")
     quantization: Quantization | None = Field(

@@ -200,6 +200,7 @@ class RemoteEncoder(Held):
         return EmbeddingContract(
             model=config.model,
             revision=config.revision or f"remote:{config.model}",
+            lora=config.lora,
             dimensions=self.dimensions,
             instruction=config.instruction,
             max_length=self.max_length,

@@ -58,6 +58,7 @@ InstructionOption = Annotated[str | None, typer.Option(help="What queries are fo
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda, cuda:N, cuda:all.")]
 DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
 QuantizationOption = Annotated[str | None, typer.Option(help="int8 on a CPU, fp8 on CUDA.")]
+LoraOption = Annotated[str | None, typer.Option(help="The served model's LoRA adapter.")]
 TooLongOption = Annotated[
     str | None, typer.Option("--on-too-long", help="truncate (default) or error.")
 ]
@@ -78,6 +79,7 @@ def serve(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
+    lora: LoraOption = None,
     instruction: InstructionOption = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a text at most.")] = None,
     on_too_long: TooLongOption = None,
@@ -95,6 +97,7 @@ def serve(
         "device",
         "dtype",
         "quantization",
+        "lora",
         "instruction",
         "max_length",
         "on_too_long",
@@ -127,6 +130,9 @@ def served_models(
         if not (new and is_pair and name):
             raise ConfigError(f"--alias {alias}: write ALIAS=NAME")
         alias_of.setdefault(name, []).append(new)
+    num_models = len(models or []) + len(rerankers or [])
+    if "lora" in options and num_models > 1:
+        raise ConfigError(f"--lora goes with one model, not {num_models}; merge the others first")
     served: list[ServedModel] = []
     for model in models or ([] if rerankers else [DEFAULT_MODEL]):
         name, place = _split(model)

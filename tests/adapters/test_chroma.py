@@ -127,6 +127,7 @@ def test_every_option_but_the_machines_survives_the_round_trip() -> None:
     options = {
         "model": "tiny",
         "revision": "97b0c614",
+        "lora": "owner/adapter",
         "dtype": "float32",
         "quantization": "int8",
         "dimensions": 64,

@@ -13,6 +13,7 @@ from qwen3_embedding_integrations.core.config import EngineConfig
 ANOTHER = {
     "model": "tiny",
     "revision": "97b0c614",
+    "lora": "owner/adapter",
     "device": "cpu",
     "dtype": "bfloat16",
     "quantization": "int8",
@@ -87,6 +88,8 @@ def test_the_engine_needs_what_concerns_the_weights():
         ({"model": ""}, ["model is empty", "tiny"]),
         ({"model": None}, ["model is None"]),
         ({"revision": 7}, ["revision is 7"]),
+        ({"lora": 7}, ["lora is 7, a int"]),
+        ({"lora": " "}, ["lora is empty", "or None"]),
         ({"device": 0}, ["device is 0"]),
         ({"dtype": "fp16"}, ["dtype is 'fp16'", "'float16'"]),
         ({"dtype": None}, ["dtype is None"]),

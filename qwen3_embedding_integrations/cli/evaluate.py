@@ -1,0 +1,111 @@
+"""The verb `evaluate`: quality on your own data, with intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ..core.config import EncoderConfig
+from ..errors import InputError
+from .options import (
+    INDEX_OPTIONS,
+    DeviceOption,
+    DimensionsOption,
+    DtypeOption,
+    InstructionOption,
+    JsonOption,
+    MaxLengthOption,
+    ModelOption,
+    QuantizationOption,
+    RevisionOption,
+    TooLongOption,
+    err,
+    given,
+    out,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation, PairedTest
+
+
+def evaluate(
+    data: Annotated[
+        list[Path],
+        typer.Argument(help="Pairs (.tsv, .csv, .jsonl), BEIR folders, or queries (.jsonl)."),
+    ],
+    model: ModelOption = None,
+    dimensions: DimensionsOption = None,
+    instruction: InstructionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
+    max_length: MaxLengthOption = None,
+    on_too_long: TooLongOption = None,
+    on_empty: Annotated[
+        str | None, typer.Option(help="Empty queries and documents: error or embed.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="A server that computes instead.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of retrieval sets; default: test.")] = None,
+    scale: Annotated[float | None, typer.Option(help="The highest label of pairs.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+    per_query: Annotated[
+        Path | None, typer.Option(help="A .jsonl to write: every query or pair.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="An earlier run's --per-query: tested against, in pairs.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure quality on your pairs and retrieval sets, with 95% intervals.
+
+    Pairs have the columns sentence1, sentence2 and label (or score); folders BEIR's layout.
+    """
+    from ..evaluation import compare_paired, evaluate, read_dataset, read_results, write_results
+    from ..sharing import shared_encoder
+
+    names = (*INDEX_OPTIONS, "max_length", "on_too_long", "on_empty", "base_url")
+    options = given(locals(), *names)
+    sets = [
+        read_dataset(path, scale=scale, split=split, on_empty=on_empty or "error") for path in data
+    ]
+    if len({one.name for one in sets}) < len(sets):
+        raise InputError(f"two sets have one name: {', '.join(one.name for one in sets)}")
+    before = read_results(baseline) if baseline else {}
+    if baseline and (missing := [one.name for one in sets if one.name not in before]):
+        raise InputError(f"{baseline} holds no results of {', '.join(missing)}, only {[*before]}")
+    with err.status("loading the model"):
+        encoder = shared_encoder(EncoderConfig.from_options(**options))
+    found: list[Evaluation] = []
+    tests: dict[str, dict[str, PairedTest]] = {}
+    for one in sets:
+        found.append(evaluate(encoder, one, instruction=instruction, seed=seed))
+        if baseline:
+            tests[one.name] = compare_paired(found[-1].results, before[one.name], seed=seed)
+    if per_query:
+        write_results(per_query, found)
+    if as_json:
+        gains = {name: {m: t._asdict() for m, t in test.items()} for name, test in tests.items()}
+        print_json([{**one.to_dict(), "gains": gains.get(one.dataset)} for one in found])
+    else:
+        out.print(_table(found, tests))
+
+
+def _table(found: list[Evaluation], tests: dict[str, dict[str, PairedTest]]) -> Table:
+    table = Table("set", "items", "metric", "value", "95% interval")
+    for name in ("gain", "95% interval", "p") if tests else ():
+        table.add_column(name)
+    for one in found:
+        for metric, (value, low, high) in one.metrics.items():
+            row = [f"{value:.4f}", f"{low:.4f} to {high:.4f}"]
+            if test := tests.get(one.dataset, {}).get(metric):
+                row += [f"{test.difference:+.4f}", f"{test.low:+.4f} to {test.high:+.4f}"]
+                row.append(f"{test.p_value:.4f}")
+            table.add_row(Text(one.dataset), f"{len(one.results.ids):,}", metric, *row)
+        table.add_section()
+    return table

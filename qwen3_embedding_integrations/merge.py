@@ -1,0 +1,84 @@
+"""A model with its LoRA adapter as a plain checkpoint, for every library that loads one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .core.config import DTYPES, EngineConfig, check_choice
+
+
+def merge_lora(
+    model: str,
+    lora: str,
+    out: str | Path,
+    *,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Write `model` with the adapter `lora` in its weights to the new folder `out`; return it.
+
+    The weights keep the model's dtype unless another is given. The folder is a model of its own,
+    with a contract of its own, that transformers and sentence-transformers load as well. Raises
+    ConfigError when `out` exists, ModelLoadError for an adapter that is not this model's.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from .core.checkpoint import locate_model, read_architecture, weight_files
+    from .core.lora import load_adapter
+    from .core.pairs import find_task
+    from .core.quantization import CPU, INDEX, edit_json, new_folder
+    from .core.weights import load_weights, open_file
+
+    if dtype is not None:
+        check_choice("dtype", dtype, DTYPES[1:])
+    options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    config = EngineConfig(model=model, lora=lora, **options)
+    folder, out = locate_model(config), Path(out).expanduser()
+    with new_folder(out, like=folder) as partial:
+        architecture = read_architecture(folder, find_task(folder))
+        adapter = load_adapter(config, folder, architecture)
+        # As an encoder reads it: what that would refuse is not to be written.
+        load_weights(folder, architecture, device=CPU, dtype=torch.bfloat16, pack=_drop)
+        num_bytes = 0
+        for path in weight_files(folder):
+            with open_file(path) as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {"format": "pt"}
+            for key, tensor in tensors.items():
+                name = key.removeprefix("model.").removesuffix(".weight")
+                to = tensor.dtype if dtype is None else getattr(torch, dtype)
+                tensors[key] = adapter.fold(name, tensor).to(to)
+            num_bytes += sum(tensor.nbytes for tensor in tensors.values())
+            save_file(tensors, partial / path.name, metadata)
+        if (folder / INDEX).is_file():
+            edit_json(INDEX, folder, partial, metadata={"total_size": num_bytes})
+        if dtype is not None:
+            # transformers 5 reads the one, older ones the other
+            edit_json("config.json", folder, partial, dtype=dtype, torch_dtype=dtype)
+    return out
+
+
+def _drop(_: object, layers: Iterable[object]) -> Iterator[None]:
+    return (None for _layer in layers)
+
+
+def merge(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, or 'tiny'.")],
+    lora: Annotated[str, typer.Argument(help="The adapter's folder or hub id.")],
+    out: Annotated[Path, typer.Argument(help="The new folder.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Another than the model's own.")] = None,
+) -> None:
+    """Write a model with a LoRA adapter in its weights, as a plain checkpoint."""
+    from rich.console import Console
+
+    written = merge_lora(model, lora, out, revision=revision, dtype=dtype)  # type: ignore[arg-type]
+    Console().print(f"{written}; use it as a model: --model {written}", highlight=False)

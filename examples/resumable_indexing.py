@@ -16,12 +16,12 @@ def pieces() -> list[Document]:
     return [
         Document(piece, source=text.id, position=position)
         for text in load_texts()
-        for position, piece in enumerate(re.findall(r"[^，。；,.;\n]+", text.text))
+        for position, piece in enumerate(re.findall(r"[^\s，。；,.;][^，。；,.;\n]*", text.text))
     ]
 
 
 def die(report: IndexReport) -> None:
-    print(f"power cut after {report.added} of {len(pieces())} rows", flush=True)
+    print(f"the power fails; reported: {report.added} of {len(pieces())} rows", flush=True)
     os._exit(1)  # nothing is closed, nothing is tidied up
 
 

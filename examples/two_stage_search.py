@@ -27,7 +27,7 @@ two_stages = Qwen3Retriever(store, short, reranker=whole, candidates=50)
 for question in (
     "女方怀孕了，男方还能提离婚吗？",
     "Can I get my money back?",
-    "楼上掉东西砸到人谁赔？",
+    "自己手写的遗嘱有效吗？",
 ):
     print(question)
     for name, retriever in (("one stage ", one_stage), ("two stages", two_stages)):

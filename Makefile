@@ -26,7 +26,7 @@ types: $(STAMP)
 	$(BIN)/basedpyright
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(STAMP)  ## beside sentence-transformers, random weights of the 0.6B shape: half an hour
 	$(BIN)/qwen3-embedding bench --against sentence-transformers

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         StoreError,
         TextTooLongError,
     )
-    from .evaluation import Evaluation, evaluate
+    from .evaluation import Comparison, Evaluation, compare, evaluate
     from .hybrid import HybridStore
     from .indexing import IndexReport, index_documents
     from .keywords import KeywordIndex
@@ -51,6 +51,7 @@ __all__ = [
     "CacheStats",
     "CachedEncoder",
     "Check",
+    "Comparison",
     "ConfigError",
     "ContractMismatchError",
     "DeviceOutOfMemoryError",
@@ -92,6 +93,7 @@ __all__ = [
     "SearchStore",
     "StoreError",
     "TextTooLongError",
+    "compare",
     "diagnose",
     "evaluate",
     "index_documents",
@@ -105,6 +107,7 @@ _HOMES = {
     "CacheStats": "cache",
     "CachedEncoder": "cache",
     "Check": "doctor.report",
+    "Comparison": "evaluation",
     "Diagnosis": "doctor.report",
     "DiskStore": "cache",
     "EmbeddingContract": "contract",
@@ -130,6 +133,7 @@ _HOMES = {
     "RerankerConfig": "core.config",
     "RerankerStats": "reranker",
     "SearchStore": "rows",
+    "compare": "evaluation",
     "diagnose": "doctor.diagnosis",
     "evaluate": "evaluation",
     "index_documents": "indexing",

@@ -96,19 +96,31 @@ def read_documents(
     field of text, document, content and body. Raises InputError if the file cannot be read.
     """
     path = _checked(Path(path))
+    split = make_splitter(count_tokens, max_tokens)
+    position = 0
+    for text, metadata, title in _parts(path, text_field):
+        for piece in split(text):
+            yield Document(piece, path.as_posix(), position, title, dict(metadata))
+            position += 1
+
+
+def make_splitter(
+    count_tokens: Callable[[str], int], max_tokens: int
+) -> Callable[[str], list[str]]:
+    """Return what cuts a text into pieces, in order, as `read_documents` does."""
     check_range("max_tokens", max_tokens, 16, 1_000_000)  # a rare character alone takes 13
     # MarkdownSplitter cuts sentences at links; from_huggingface_tokenizer copies the tokenizer.
     num_end = count_tokens("")  # not for the splitter: it relies on no more tokens than bytes
     splitter = _import("semantic_text_splitter").TextSplitter.from_callback(
         lambda text: count_tokens(text.replace("\v", "\n")) - num_end, max_tokens - num_end
     )
-    position = 0
-    for text, metadata, title in _parts(path, text_field):
+
+    def split(text: str) -> list[str]:
         clean = text.encode(errors="replace").decode()  # damaged PDFs hold lone surrogates
-        for chunk in splitter.chunks(WRAPPED.sub(r"\1\v", clean)):
-            if piece := chunk.replace("\v", "\n").strip():
-                yield Document(piece, path.as_posix(), position, title, dict(metadata))
-                position += 1
+        chunks = splitter.chunks(WRAPPED.sub(r"\1\v", clean))
+        return [piece for chunk in chunks if (piece := chunk.replace("\v", "\n").strip())]
+
+    return split
 
 
 def _checked(path: Path) -> Path:

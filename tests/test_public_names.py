@@ -66,6 +66,8 @@ DOCUMENTED = {
     "Diagnosis",
     "Fault",
     "diagnose",
+    "Comparison",
+    "compare",
     "Evaluation",
     "evaluate",
 }

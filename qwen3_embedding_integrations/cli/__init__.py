@@ -15,6 +15,7 @@ from ..errors import Qwen3EmbeddingError
 from ..merge import merge
 from ..quantize import quantize
 from ..server.command import serve
+from .compare import compare
 from .contract import contract_app
 from .evaluate import evaluate
 from .index import index
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 VERBS = (
     demo, index, reindex, search, rerank, encode, serve, quantize, merge, bench, doctor, evaluate,
-    mteb, plan,
+    compare, mteb, plan,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)

@@ -18,6 +18,7 @@ from .options import (
     DtypeOption,
     InstructionOption,
     JsonOption,
+    LoraOption,
     MaxLengthOption,
     ModelOption,
     QuantizationOption,
@@ -45,6 +46,7 @@ def evaluate(
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
     revision: RevisionOption = None,
+    lora: LoraOption = None,
     max_length: MaxLengthOption = None,
     on_too_long: TooLongOption = None,
     on_empty: Annotated[

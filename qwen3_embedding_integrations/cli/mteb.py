@@ -14,6 +14,7 @@ from .options import (
     DimensionsOption,
     DtypeOption,
     JsonOption,
+    LoraOption,
     MaxLengthOption,
     ModelOption,
     QuantizationOption,
@@ -45,14 +46,17 @@ def mteb(
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
     revision: RevisionOption = None,
+    lora: LoraOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a public benchmark of mteb, and set the scores beside the published ones.
 
     May be killed and run again: it goes on. Exits with 1 if a task failed.
     """
-    names = ("model", "dimensions", "max_length", "device", "dtype", "quantization", "revision")
-    options = given(locals(), *names)
+    options = given(
+        locals(), "model", "dimensions", "max_length", "device", "dtype", "quantization",
+        "revision", "lora",
+    )  # fmt: skip
     from ..mteb import run_benchmark
     from ..sharing import shared_encoder
 

@@ -17,6 +17,7 @@ from .options import (
     DimensionsOption,
     DtypeOption,
     JsonOption,
+    LoraOption,
     ModelOption,
     QuantizationOption,
     given,
@@ -45,6 +46,7 @@ def plan(
         typer.Option(help="A file or folder like the corpus: measured here, with --model."),
     ] = None,
     model: ModelOption = None,
+    lora: LoraOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
@@ -53,7 +55,7 @@ def plan(
     """Say what embedding a corpus takes: hours, devices and bytes, with what that rests on."""
     from ..plan import assumptions, known_rates, make_plan, read_rates
 
-    options = given(locals(), "model", "device", "dtype", "quantization")
+    options = given(locals(), "model", "lora", "device", "dtype", "quantization")
     facts: dict[str, Any] = {"size": size, "dimensions": dimensions, "num_tokens": tokens}
     if devices is not None and within_hours is not None:
         raise ConfigError("--devices and --within-hours: give one, the other is what comes out")

@@ -1,0 +1,58 @@
+"""The chart of a comparison: quality against the bytes of a document's vectors, and latency."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import MissingDependencyError
+from .compare import Comparison, Trial
+
+try:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
+except ImportError as error:
+    raise MissingDependencyError("matplotlib", extra="evaluate", reason=error) from error
+
+PANELS = {
+    "bytes_per_document": "bytes of a document's vectors",
+    "latency_ms": "ms of a query: encoded, searched exactly, reranked",
+}
+CHOSEN = {"label": "recommended", "marker": "*", "markersize": 14, "color": "black"}
+
+
+def draw(comparison: Comparison, path: Path) -> None:
+    """Write `path`.svg and `path`.png; settings that differ in width alone are one line."""
+    lines: dict[str, list[Trial]] = {}
+    for trial in comparison.trials:
+        words = comparison.describe(trial.setting).items()
+        alike = [f"{name} {value}" for name, value in words if name != "dimensions"]
+        lines.setdefault(", ".join(alike) or comparison.dataset, []).append(trial)
+    # A fixed salt and no date: the same result gives the same file.
+    with rc_context({"svg.hashsalt": "qwen3", "svg.fonttype": "none", "font.size": 9}):
+        columns = max(1, 140 // (max(map(len, lines)) + 8))  # of labels, side by side
+        height = 4.5 + 0.2 * len(lines) / columns
+        figure = Figure(figsize=(10, height), layout="constrained")
+        panels = figure.subplots(1, len(PANELS), sharey=True)
+        for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
+            styles: list[dict[str, Any]] = [  # ten colours, then another marker
+                {"label": label, "marker": "osD^vPX"[n // 10 % 7]} for n, label in enumerate(lines)
+            ]
+            groups = [*lines.values(), [comparison.recommended]]
+            for trials, style in zip(groups, [*styles, CHOSEN], strict=True):
+                points = sorted((getattr(t, key), *t.metrics[comparison.metric]) for t in trials)
+                x, y, low, high = zip(*points, strict=True)
+                # Latency varies by chance: no line through it.
+                linestyle = "solid" if key == "bytes_per_document" else "none"
+                (line,) = axes.plot(x, y, linestyle=linestyle, linewidth=1, **style)
+                axes.vlines(x, low, high, colors=line.get_color(), alpha=0.3)
+            axes.set(xscale="log", xlabel=title)
+            axes.xaxis.set_major_formatter(LogFormatter())
+            axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+        panels[0].set_ylabel(f"{comparison.metric}, 95% interval")
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns
+        )
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".png"), dpi=160)

@@ -17,6 +17,11 @@ ROOT = Path(__file__).parent.parent
 EXPECTED = {
     "cached_encoder.py": ["6 texts, 2 hits, 4 encoded", "memory ", "disk "],
     "chroma_collection.py": ["[['tenant']]", "dimensions: stored 256, yours 64"],
+    "compare_settings.py": [
+        "\n  0.",
+        "'dimensions': '256', 'dense_weight': 'none'}",
+        "config = EncoderConfig(\n    model='tiny',",
+    ],
     "doctor.py": [
         "Qwen3Encoder: right",
         "Careless: wrong",

@@ -1,6 +1,6 @@
 """Exported graphs beside the core: parity, throughput against ONNX Runtime's int8, cold start.
 
-    python -m benchmarks.export                                   # tiny: three minutes
+    python -m benchmarks.export --rounds 2                         # tiny: five minutes
     python -m benchmarks.export --shape 0.6b --texts 12 --longest 500      # 5 minutes, 12 GB
 
 Parity on 200 texts of 1 to 2,000 tokens with `tiny`, on fewer at the 0.6B shape (random weights).

@@ -25,6 +25,8 @@ try:
 except ImportError as error:
     raise MissingDependencyError("pyarrow", extra="files", reason=error) from error
 
+ArrowTable = ArrowArray = ArrowSchema = Any  # pyarrow has no types
+
 CONTRACT_KEY = b"qwen3_embedding_contract"  # of a file's schema metadata
 CONFIG_KEY = b"qwen3_embedding_config"
 WHOLE = "_SUCCESS"  # the file that says that a folder was written to its end
@@ -42,13 +44,15 @@ class Table(NamedTuple):
     failures: list[tuple[str, str]]  # name and reason
 
 
-def table_of(rows: Iterable[tuple[str | None, str | None, dict[str, Any], str | None]]) -> pa.Table:
+def table_of(
+    rows: Iterable[tuple[str | None, str | None, dict[str, Any], str | None]],
+) -> ArrowTable:
     """Return the table of (id, text, facts, error)."""
     records = [(i, text, json.dumps(facts), error) for i, text, facts, error in rows]
     return pa.Table.from_pylist([dict(zip(ROWS.names, r, strict=True)) for r in records], ROWS)
 
 
-def read_table(table: pa.Table) -> Table:
+def read_table(table: ArrowTable) -> Table:
     """Return what a table of ROWS holds, vectors as views of its memory."""
     vectors: Iterator[Vectors] = iter(())
     has_vector = [False] * len(table)
@@ -71,7 +75,7 @@ def read_table(table: pa.Table) -> Table:
     return found
 
 
-def vector_column(vectors: Vectors, has_vector: npt.NDArray[np.bool_]) -> pa.Array:
+def vector_column(vectors: Vectors, has_vector: npt.NDArray[np.bool_]) -> ArrowArray:
     """Return a fixed-size list of float32 per row, null where it has no vector.
 
     `vectors` (M, dimensions) are those of the M rows that have one; where all have, they are not
@@ -85,7 +89,7 @@ def vector_column(vectors: Vectors, has_vector: npt.NDArray[np.bool_]) -> pa.Arr
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1], mask=mask)
 
 
-def embedded_schema(contract: EmbeddingContract, config: EncoderConfig) -> pa.Schema:
+def embedded_schema(contract: EmbeddingContract, config: EncoderConfig) -> ArrowSchema:
     """Return the schema of rows with vectors; it says what they were made by."""
     kept = {CONTRACT_KEY: contract.to_dict(), CONFIG_KEY: config.portable()}
     vector = pa.field("vector", pa.list_(pa.float32(), contract.dimensions))

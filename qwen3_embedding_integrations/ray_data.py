@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from .indexing import Failure, IndexReport
 from .indexing.job import MAX_FAILURES, PLACE, Job, Progress, encode_by
 from .indexing.journal import Journal
 from .indexing.pipeline import encode_rows
-from .parquet import WHOLE, embedded_schema, read_table, table_of, vector_column
+from .parquet import ROWS, WHOLE, ArrowTable, embedded_schema, read_table, table_of, vector_column
 from .rows import Row, row_of
 from .sharing import shared_encoder
 from .stores import OpenStore, is_url, open_store
@@ -44,9 +45,8 @@ class Qwen3BatchEncoder:
     """Encodes batches of documents in `Dataset.map_batches`, one encoder in each actor.
 
     Adds two columns to an Arrow table: "vector", fixed-size lists of float32, unit length, and
-    "error", why a text has none. `config` may also be a function that makes an encoder.
-
-    dataset.map_batches(Qwen3BatchEncoder, fn_constructor_args=(config,), **actor_options(config))
+    "error", why a text has none. `config` may also be a function that makes an encoder. The other
+    arguments of `map_batches` are the `actor_options`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Qwen3BatchEncoder:
         self._encoder = config() if callable(config) else shared_encoder(config)
         self._text_column = text_column
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, batch: ArrowTable) -> ArrowTable:
         """Return the table with the columns "vector" and "error"."""
         if self._text_column not in batch.column_names:
             raise InputError(
@@ -80,23 +80,24 @@ class Qwen3BatchEncoder:
 
 
 def connect(address: str | None = None) -> None:
-    """Join the Ray cluster at `address` or $RAY_ADDRESS, else start one on this machine.
-
-    What is started here reports no usage to Ray's makers.
-    """
+    """Join the Ray cluster at `address` or $RAY_ADDRESS, else start one here, without telemetry."""
     address = address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
         return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read by the processes that it starts
-    options = {} if address else {"include_dashboard": False}
-    ray.init(address or "local", log_to_driver=False, **options)
+    ray.init(
+        address or "local",
+        include_dashboard=None if address else False,  # a cluster that runs has its own
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
 
 
 def actor_options(
     config: EncoderConfig | str | None = None,
     *,
     num_actors: int | None = None,
-    num_cpus: float = 1,
+    num_cpus: int = 1,
     batch_rows: int = BATCH_ROWS,
 ) -> dict[str, Any]:
     """Return what `map_batches` is to be given for actors with an encoder of this config each.
@@ -106,6 +107,7 @@ def actor_options(
     """
     config = EncoderConfig.of(config)
     check_range("batch_rows", batch_rows, 1, 1_000_000)
+    check_range("num_cpus", num_cpus, 1, 1024)
     if config.device not in {"auto", "cpu", "cuda"}:
         raise ConfigError(
             f'device is {config.device!r}; Ray gives each actor one card: give "cuda", "cpu" or '
@@ -113,8 +115,8 @@ def actor_options(
         )
     connect()
     has = ray.cluster_resources()
-    takes_card = config.device == "cuda" or (config.device == "auto" and "GPU" in has)
-    on_card = takes_card and not config.is_remote
+    wants_card = config.device == "cuda" or (config.device == "auto" and "GPU" in has)
+    on_card = wants_card and not config.is_remote
     needs = {"num_gpus": 1} if on_card else {"num_cpus": num_cpus}
     if num_actors is None:
         # A core stays free: readers that find none would wait for actors that wait for readers.
@@ -173,12 +175,13 @@ def index_dataset(
     """Bring a collection up to date with a dataset, by actors that encode and write.
 
     The dataset is one of `read_files`, or has the columns text, source (what names the row) and
-    perhaps position, title and metadata; a pair of source and position comes once. `open_target`
-    is a `server(...)`, `actors` are the `actor_options` of its config. Ids and hashes are those of
-    `index_documents`: what stands in the store with the same content is neither encoded nor
-    written. A worker that dies has its batches done again, and what it had committed counts as
-    unchanged. Sources of `read_files` lose what the store holds beyond their present pieces. Rows
-    that cannot be encoded are named in the report. Raises what `index_documents` raises.
+    perhaps position and title; other columns of strings and numbers are metadata. A pair of source
+    and position comes once. `open_target` is a `server(...)`, `actors` the `actor_options` of its
+    config. Ids and hashes are those of `index_documents`: what stands in the store with the same
+    content is neither encoded nor written. A worker that dies has its batches done again; what it
+    had committed counts as unchanged. Sources of `read_files` lose what the store holds beyond
+    their present pieces. Rows that cannot be encoded are named in the report. Raises what
+    `index_documents` raises.
     """
     actors = actors or actor_options()
     report = IndexReport()
@@ -188,6 +191,7 @@ def index_dataset(
         reports = dataset.map_batches(_as_rows, batch_format="pyarrow").map_batches(
             _Indexer, fn_constructor_args=(open_target, retry_s), **actors
         )
+        reports.context.raise_original_map_exception = True  # else ours is lost on the way here
         for row in reports.iter_rows():
             part = json.loads(row["report"])
             room = MAX_FAILURES - len(report.failures)
@@ -218,9 +222,9 @@ def write_embedded(
     actors = actors or actor_options(config)
     with _our_errors():
         contract = _contract_of(partial(shared_encoder, config), actors)
-        rows = dataset.map_batches(_as_rows, batch_format="pyarrow")
-        rows = rows.map_batches(_without_ends, batch_format="pyarrow")
+        rows = dataset.map_batches(_as_rows_alone, batch_format="pyarrow")
         encoded = rows.map_batches(Qwen3BatchEncoder, fn_constructor_args=(config,), **actors)
+        encoded.context.raise_original_map_exception = True
         encoded.write_parquet(
             str(folder),
             schema=embedded_schema(contract, config),
@@ -242,7 +246,7 @@ class _Indexer:
         self._sink, self._encoder = open_target()
         self._retry_s = retry_s
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, batch: ArrowTable) -> ArrowTable:
         found = read_table(batch)
         with Journal(None) as record:
             # A job for each batch: calls run side by side, and a dead worker's are done again.
@@ -254,9 +258,9 @@ class _Indexer:
         return pa.table({"report": [json.dumps(asdict(job.report))]})
 
 
-def _as_rows(batch: pa.Table) -> pa.Table:
+def _as_rows(batch: ArrowTable) -> ArrowTable:
     """Return the table of ROWS that a batch of documents stands for."""
-    if {"id", "facts"} <= {*batch.column_names}:
+    if {*ROWS.names} <= {*batch.column_names}:
         return batch
     if missing := {"text", "source"} - {*batch.column_names}:
         raise InputError(
@@ -267,17 +271,12 @@ def _as_rows(batch: pa.Table) -> pa.Table:
 
 
 def _row_values(record: dict[str, Any]) -> tuple[str, str, dict[str, Any], str | None]:
-    fault = _fault(record["text"])
-    scalars = {k: v for k, v in record.items() if isinstance(v, str | int | float)}
-    row = row_of(
-        Document(
-            "" if fault else record["text"],
-            str(record["source"]),
-            int(record.get("position") or 0),
-            record.get("title"),
-            {name: value for name, value in scalars.items() if name not in DOCUMENT},
-        )
-    )
+    text, source, position = record["text"], record["source"], int(record.get("position") or 0)
+    fault = _fault(text) or (None if source is not None else "it has no source")
+    others = {name: value for name, value in record.items() if name not in DOCUMENT}
+    metadata = {k: v for k, v in others.items() if isinstance(v, str | int | float)}
+    text = "" if fault else text
+    row = row_of(Document(text, str(source), position, record.get("title"), metadata))
     return str(row.id), row.text, row.facts, fault
 
 
@@ -285,13 +284,13 @@ def _fault(text: object) -> str | None:
     return None if isinstance(text, str) else f"it is {text!r:.40}, not a text"
 
 
-def _without_ends(batch: pa.Table) -> pa.Table:
-    return batch.filter(pc.or_(batch["id"].is_valid(), batch["error"].is_valid()))
+def _as_rows_alone(batch: ArrowTable) -> ArrowTable:
+    return _as_rows(batch).filter(pc.field("id").is_valid() | pc.field("error").is_valid())
 
 
 def _read_batch(
-    batch: pa.Table, *, config: EncoderConfig, options: dict[str, Any]
-) -> Iterator[pa.Table]:
+    batch: ArrowTable, *, config: EncoderConfig, options: dict[str, Any]
+) -> Iterator[ArrowTable]:
     """Yield the tables of ROWS of the files of a batch."""
     for file in batch.to_pylist():
         rows, end = list[Any](), {"source": file["source"], "position": 0}
@@ -341,6 +340,6 @@ def _our_errors() -> Generator[None]:
         cause: BaseException | None = error
         while isinstance(cause, ray.exceptions.RayError):  # it may take its cause's class as well
             cause = getattr(cause, "cause", None) or cause.__cause__
-        if not isinstance(cause, Qwen3EmbeddingError):
-            raise
-        raise cause from error
+        if isinstance(cause, Qwen3EmbeddingError):
+            raise cause from error
+        raise

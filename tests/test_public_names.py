@@ -66,7 +66,7 @@ DOCUMENTED = {
     "Fault",
     "diagnose",
 }
-HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client", "redis"]
+HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client", "ray", "redis"]
 HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors", "rich"]
 
 

@@ -168,23 +168,25 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(
     require_same(held_by(ChromaStore(client, found)), index_here(folder, tiny, tmp_path / "here2"))
 
 
-def test_a_dataset_goes_to_qdrant_and_bad_rows_into_the_report(actors: dict[str, Any]):
+def test_a_dataset_goes_to_qdrant_and_bad_rows_into_the_report(cluster: str):
     """Columns are text, facts and id of a row; a row without a text is named and stops nothing."""
+    actors = ray_data.actor_options(CONFIG, num_actors=1, batch_rows=512)
     documents = make_documents(300)
     rows = [{"text": d.text, "source": d.source, "position": d.position} for d in documents]
     rows[5]["text"] = None
     rows[9]["text"] = " "
+    rows[13]["source"] = None
     rows.append(dict(rows[0]))  # as before
     qdrant = QdrantServer()
     with serving(qdrant) as port:
         report = ray_data.index_dataset(
             ray.data.from_items(rows, override_num_blocks=1),
             ray_data.server("qdrant", f"http://127.0.0.1:{port}", "notes", **TINY),
-            actors={**actors, "batch_size": 512},
+            actors=actors,
         )
-        good = [one for i, one in enumerate(documents) if i not in (5, 9)]
-        assert (report.added, report.failed, report.repeated) == (298, 2, 1)
-        assert {name for name, _ in report.failures} == {"1.txt #1", "2.txt #1"}
+        good = [one for i, one in enumerate(documents) if i not in (5, 9, 13)]
+        assert (report.added, report.failed, report.repeated) == (297, 3, 1)
+        assert {name for name, _ in report.failures} == {"1.txt #1", "2.txt #1", "None #1"}
         points, _ = qdrant.client.scroll("notes", limit=1000, with_vectors=True)
         assert {str(point.id) for point in points} == {row_of(one).id for one in good}
         with pytest.raises(ContractMismatchError, match="dimensions: stored 256, yours 64"):

@@ -15,7 +15,9 @@ from .core.config import check_range
 from .errors import InputError, MissingDependencyError, Qwen3EmbeddingError
 
 Part = tuple[str, dict[str, Any], str | None]  # a section, page or row; its facts; its title
-SUFFIXES = (".txt", ".md", ".markdown", ".html", ".htm", ".pdf", ".docx", ".csv", ".jsonl")
+SUFFIXES = (
+    ".txt", ".md", ".markdown", ".html", ".htm", ".pdf", ".docx", ".csv", ".jsonl", ".parquet",
+)  # fmt: skip
 TEXT_FIELDS = ("text", "document", "content", "body")
 # A line break inside a sentence becomes \v, which the splitter takes for a space, and later a line
 # break again. Short lines, table rows and lines after a full stop are no wrapped sentence.
@@ -92,8 +94,9 @@ def read_documents(
     """Yield a file's documents in order, none longer than `max_tokens` as `count_tokens` counts.
 
     Pieces end where a section, paragraph or sentence ends; only a sentence too long is cut inside.
-    A CSV or JSONL row is a document: its `text_field`, else "column: value" lines or the first
-    field of text, document, content and body. Raises InputError if the file cannot be read.
+    A CSV, JSONL or Parquet row is a document: its `text_field`, else (CSV) "column: value" lines or
+    the first field of text, document, content and body. Raises InputError if the file cannot be
+    read.
     """
     path = _checked(Path(path))
     split = make_splitter(count_tokens, max_tokens)
@@ -149,7 +152,7 @@ def _import(module: str) -> Any:
 def _parts(path: Path, text_field: str | None) -> Iterator[Part]:
     suffix = path.suffix.lower()
     try:
-        if suffix in (".csv", ".jsonl"):
+        if suffix in (".csv", ".jsonl", ".parquet"):
             yield from _rows(path, text_field)
         elif suffix == ".pdf":
             yield from _pdf_pages(path)
@@ -228,7 +231,22 @@ def _pdf_pages(path: Path) -> Iterator[Part]:
 
 
 def _rows(path: Path, text_field: str | None) -> Iterator[Part]:
-    is_csv = path.suffix.lower() == ".csv"
+    suffix = path.suffix.lower()
+    records = _parquet_records(path) if suffix == ".parquet" else _line_records(path, suffix)
+    for number, record in records:
+        if suffix == ".csv" and text_field is None:
+            text = "\n".join(f"{k}: {v}" for k, v in record.items() if v.strip())
+        else:
+            name = text_field or next((n for n in TEXT_FIELDS if n in record), "text")
+            text = record.pop(name, None if record else "")
+            if not isinstance(text, str):
+                raise InputError(f"{path}:{number} has no text in {name!r}, only {[*record]}")
+        scalars = {k: v for k, v in record.items() if isinstance(v, str | int | float)}
+        yield text, {"row": number, **scalars}, None
+
+
+def _line_records(path: Path, suffix: str) -> Iterator[tuple[int, dict[Any, Any]]]:
+    is_csv = suffix == ".csv"
     csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))  # 131,072 is too short
     with path.open(encoding=_encoding(path), newline="") as file:
         rows = csv.DictReader(file, restval="") if is_csv else file
@@ -239,12 +257,10 @@ def _rows(path: Path, text_field: str | None) -> Iterator[Part]:
                 raise InputError(f"{path}:{number} is not a JSON object: {error}") from error
             if any(record.pop(None, ())):
                 raise InputError(f"{path}:{number} has more cells than the header; quote commas")
-            if is_csv and text_field is None:
-                text = "\n".join(f"{k}: {v}" for k, v in record.items() if v.strip())
-            else:
-                name = text_field or next((n for n in TEXT_FIELDS if n in record), "text")
-                text = record.pop(name, None if record else "")
-                if not isinstance(text, str):
-                    raise InputError(f"{path}:{number} has no text in {name!r}, only {[*record]}")
-            scalars = {k: v for k, v in record.items() if isinstance(v, str | int | float)}
-            yield text, {"row": number, **scalars}, None
+            yield number, record
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
+    with _import("pyarrow.parquet").ParquetFile(path) as file:
+        batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1000))
+        yield from enumerate((record for batch in batches for record in batch), 1)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .chroma import ChromaStore
     from .qdrant import QdrantStore, Storage
 
+MakeEncoder = Callable[[EncoderConfig], Any]
+
 
 class OpenStore(NamedTuple):
     """A collection and the encoder that made its vectors."""
@@ -39,22 +41,34 @@ class OpenStore(NamedTuple):
 
 
 def open_store(
-    store: str, location: str, collection: str, options: dict[str, Any], *, create: bool
+    store: str,
+    location: str,
+    collection: str,
+    options: dict[str, Any],
+    *,
+    create: bool,
+    make_encoder: MakeEncoder = shared_encoder,
 ) -> OpenStore:
     """Return the collection at `location`, a folder or URL; made if missing and `create`.
 
-    Options not given are those the collection was made with. Raises ContractMismatchError where
-    given ones differ in a hard fact, InputError where there is nothing to search.
+    Options not given are those the collection was made with; `make_encoder` is asked with all.
+    Raises ContractMismatchError where given ones differ in a hard fact, InputError where there is
+    nothing to search.
     """
     open_one = {"chroma": _open_chroma, "qdrant": _open_qdrant}[store]
     if not create:
         _require_folder(location)
     with _failures_named(store, location):
-        return open_one(location, collection, options, create=create)
+        return open_one(location, collection, options, make_encoder, create=create)
 
 
 def _open_chroma(
-    location: str, collection: str, options: dict[str, Any], *, create: bool
+    location: str,
+    collection: str,
+    options: dict[str, Any],
+    make_encoder: MakeEncoder,
+    *,
+    create: bool,
 ) -> OpenStore:
     from . import chroma
 
@@ -62,14 +76,19 @@ def _open_chroma(
     stored = chroma.find_collection(client, collection)
     if stored is None and not create:
         raise _nothing(collection, location, [one.name for one in client.list_collections()])
-    config = merge(chroma.stored_config(stored) if stored else None, options)
-    function = chroma.Qwen3EmbeddingFunction(**config.to_dict())
+    encoder = make_encoder(merge(chroma.stored_config(stored) if stored else None, options))
+    function = chroma.Qwen3EmbeddingFunction.over(encoder)
     opened = chroma.open_collection(client, collection, function)
-    return OpenStore(chroma.ChromaStore(client, opened), shared_encoder(config))
+    return OpenStore(chroma.ChromaStore(client, opened), encoder)
 
 
 def _open_qdrant(
-    location: str, collection: str, options: dict[str, Any], *, create: bool
+    location: str,
+    collection: str,
+    options: dict[str, Any],
+    make_encoder: MakeEncoder,
+    *,
+    create: bool,
 ) -> OpenStore:
     from . import qdrant
 
@@ -81,7 +100,7 @@ def _open_qdrant(
             names = [one.name for one in client.get_collections().collections]
             raise _nothing(collection, location, names)
         config = merge(qdrant.stored_config(client, current) if exists else None, options)
-        encoder = shared_encoder(config)
+        encoder = make_encoder(config)
         opened = qdrant.Qwen3Collection(client, collection, encoder=encoder)
     except BaseException:
         client.close()

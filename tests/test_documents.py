@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import docx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from docx.oxml import OxmlElement
 from hypothesis import example, given, settings
@@ -488,6 +490,24 @@ def test_jsonl_with_a_bad_line(write: Write, line: str, fault: str) -> None:
     assert next(documents).text == "good"
     with pytest.raises(InputError, match=f"{re.escape(str(path))}:3 {fault}"):
         next(documents)
+
+
+def test_parquet_rows(write: Write, tmp_path: Path) -> None:
+    """A Parquet row is the document that the same JSONL row is; a damaged file is refused."""
+    rows = [{"text": "第一条", "year": 1}, {"text": "two", "year": 2}, {"text": "", "year": 3}]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    found, wanted = read(path), read(write("a.jsonl", lines))
+    assert [(d.text, d.metadata, d.position) for d in found] == [
+        ("第一条", {"row": 1, "year": 1}, 0),
+        ("two", {"row": 2, "year": 2}, 1),
+    ]
+    assert [(d.text, d.metadata) for d in found] == [(d.text, d.metadata) for d in wanted]
+    with pytest.raises(InputError, match=r"a\.parquet:1 has no text in 'body', only"):
+        read(path, text_field="body")
+    with pytest.raises(InputError, match="damaged"):
+        read(write("b.parquet", b"PAR1 and nothing more"))
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])

@@ -73,7 +73,9 @@ DOCUMENTED = {
     "Evaluation",
     "evaluate",
 }
-HOSTS = ["chromadb", "langchain_core", "llama_index", "qdrant_client", "redis", "mteb", "datasets"]
+HOSTS = [
+    "chromadb", "langchain_core", "llama_index", "qdrant_client", "redis", "mteb", "datasets", "ray",
+]  # fmt: skip
 HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors", "rich"]
 
 

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..errors import InputError
+from ..errors import ConfigError, InputError
+from .bulk import (
+    ActorsOption,
+    AddressOption,
+    Engine,
+    EngineOption,
+    Target,
+    TargetOption,
+    index_by_ray,
+    load_vectors,
+)
 from .options import (
     DEFAULT_COLLECTION,
     DEFAULT_LOCATION,
@@ -71,34 +81,55 @@ def index(
         bool, typer.Option(help="Delete the rows of files gone from these paths.")
     ] = False,
     watch: Annotated[bool, typer.Option(help="Stay, and follow changes of the files.")] = False,
+    engine: EngineOption = Engine.local,
+    address: AddressOption = None,
+    actors: ActorsOption = None,
+    to: TargetOption = Target.store,
     as_json: JsonOption = False,
 ) -> None:
-    """Read txt, md, html, pdf, docx, csv and jsonl files into a collection, or bring it up to date.
+    """Read txt, md, html, pdf, docx, csv, jsonl and parquet files into a collection.
 
     Files that did not change are skipped, changed ones replace their rows. Killed or stopped, the
-    next run goes on where this one was.
+    next run goes on where this one was. A folder made by --to parquet is loaded as it is.
     """
     from ..documents import find_files
     from ..indexing import ReadOptions
     from ..stores import is_url, keywords_path, open_store
 
     options = given(locals(), *INDEX_OPTIONS)
+    place = (str(store), location, collection)
+    where = location if to == Target.parquet else f"{store!s} {collection!r} at {location}"
+    if engine == Engine.ray:
+        if journal or keywords or prune or watch:
+            raise ConfigError("--journal, --keywords, --prune and --watch: not with --engine ray")
+        reading = {"max_tokens": max_tokens, "text_field": text_field}
+        report = index_by_ray(paths, place, options, reading, address=address, actors=actors, to=to)
+        return _finish(report, where, as_json=as_json)
+    if address or actors or to == Target.parquet:
+        raise ConfigError("--address, --actors and --to parquet are for --engine ray")
+    if (loaded := load_vectors(paths, place, options)) is not None:
+        return _finish(loaded, where, as_json=as_json)
     num_files = len(find_files(paths))
     if not num_files and not watch:
         raise InputError(f"nothing to index in {', '.join(map(str, paths))}")
     if journal is None and not is_url(location):
         journal = Path(location) / f"{collection}.{store!s}.journal"
     with err.status("loading the model"):
-        target = open_store(str(store), location, collection, options, create=True)
+        target = open_store(*place, options, create=True)
         if (words := keywords_path(location, collection, keywords)) is not None:
             target = target.with_keywords(words)
     read = ReadOptions(target.encoder.count_tokens, max_tokens, text_field)
-    where = f"{store!s} {collection!r} at {location}"
     with closing(target.store), _stopped_by_sigterm():
         report = _index_once(target, paths, num_files, read, journal, prune=prune)
         _print_report(report, where, len(target.store), as_json=as_json)
         if watch:
             _follow(target, paths, read, journal, where, as_json=as_json)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def _finish(report: IndexReport, where: str, *, as_json: bool) -> None:
+    _print_report(report, where, None, as_json=as_json)
     if report.failed:
         raise typer.Exit(1)
 
@@ -153,13 +184,14 @@ def _follow(
         err.print("stopped")
 
 
-def _print_report(report: IndexReport, where: str, num_rows: int, *, as_json: bool) -> None:
+def _print_report(report: IndexReport, where: str, num_rows: int | None, *, as_json: bool) -> None:
     if as_json:
         print_json({**asdict(report), "rows": num_rows})
         return
+    rows = "" if num_rows is None else f"{num_rows} rows "
     out.print(
         f"{report.added} pieces added, {report.changed} changed, {report.unchanged} unchanged, "
-        f"{report.removed} removed, {report.failed} failed; {num_rows} rows in {where}",
+        f"{report.removed} removed, {report.failed} failed; {rows}in {where}",
         markup=False,
         highlight=False,
         soft_wrap=True,

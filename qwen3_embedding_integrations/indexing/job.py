@@ -170,11 +170,11 @@ class Job:
                 self.report.fail(item.source, item.reason)
             elif isinstance(item, Known):
                 self.report.unchanged += item.num_pieces
-        self._remove((item.source, 0) for item in window if isinstance(item, Gone))
+        self.remove((item.source, 0) for item in window if isinstance(item, Gone))
         rows = [row_of(item) for item in window if isinstance(item, Document)]
-        return self._due(self._first_ones(rows))
+        return self._due(self.first_ones(rows))
 
-    def _first_ones(self, rows: list[Row]) -> list[Row]:
+    def first_ones(self, rows: list[Row]) -> list[Row]:
         """Return the rows that this run has not seen."""
         seen = self._record.see(rows)
         fresh: list[Row] = []
@@ -236,9 +236,9 @@ class Job:
                 for source, number in page
                 for gap in range(MAX_GAP)
             }
-            self._remove(next_ids[row_id] for row_id in self._stored_hashes([*next_ids]))
+            self.remove(next_ids[row_id] for row_id in self._stored_hashes([*next_ids]))
 
-    def _remove(self, places: Iterable[tuple[str, int]]) -> None:
+    def remove(self, places: Iterable[tuple[str, int]]) -> None:
         """Delete what each source holds at a position and beyond."""
         beyond = [partial(self._sink.ids_beyond, *place) for place in dict.fromkeys(places)]
         self.delete([one for ask in beyond for one in self._host.ask("look up rows", ask)])

@@ -71,7 +71,7 @@ class Batch(NamedTuple):
     stored: set[RowId]
 
 
-class _Encoded(NamedTuple):
+class Encoded(NamedTuple):
     """Rows with their vectors, and those that have none."""
 
     rows: list[Row]
@@ -99,13 +99,13 @@ class Pipeline:
         self._on_failed = on_failed
         self._encoders = Workers(MAX_AHEAD, "qwen3-encode")
         self._writer = Workers(1, "qwen3-write")
-        self._encoding: deque[tuple[Batch, Future[_Encoded]]] = deque()
+        self._encoding: deque[tuple[Batch, Future[Encoded]]] = deque()
         self._writing: deque[tuple[list[Row], bool, Future[None]]] = deque()
 
     def put(self, batch: Batch) -> None:
         """Take a batch; wait while too many are under way."""
         if batch.rows:
-            future = self._encoders.submit(lambda: _encode_rows(batch.rows, self._encode))
+            future = self._encoders.submit(lambda: encode_rows(batch.rows, self._encode))
             self._encoding.append((batch, future))
         self._advance(MAX_AHEAD)
 
@@ -150,12 +150,12 @@ class Pipeline:
             self._on_written(rows, are_new)
 
 
-def _encode_rows(rows: list[Row], encode: Encode) -> _Encoded:
+def encode_rows(rows: list[Row], encode: Encode) -> Encoded:
     """Encode what can be encoded."""
     failures: list[tuple[Row, Exception]] = []
     while rows:
         try:
-            return _Encoded(rows, encode(rows), failures)
+            return Encoded(rows, encode(rows), failures)
         except InputError as error:
             if error.index is None:
                 raise
@@ -169,12 +169,12 @@ def _encode_rows(rows: list[Row], encode: Encode) -> _Encoded:
                 failures.append((rows[0], error))
                 break
             middle = len(rows) // 2
-            halves = [_encode_rows(half, encode) for half in (rows[:middle], rows[middle:])]
+            halves = [encode_rows(half, encode) for half in (rows[:middle], rows[middle:])]
             if not any(half.rows for half in halves):
                 raise  # it is no text's fault
-            return _Encoded(
+            return Encoded(
                 [row for half in halves for row in half.rows],
                 np.concatenate([half.vectors for half in halves if half.rows]),
                 failures + [one for half in halves for one in half.failures],
             )
-    return _Encoded([], np.empty((0, 0), np.float32), failures)
+    return Encoded([], np.empty((0, 0), np.float32), failures)

@@ -74,7 +74,8 @@ DOCUMENTED = {
     "evaluate",
 }
 HOSTS = [
-    "chromadb", "langchain_core", "llama_index", "qdrant_client", "redis", "mteb", "datasets", "ray",
+    "chromadb", "langchain_core", "llama_index", "qdrant_client", "redis", "mteb", "datasets",
+    "ray",
 ]  # fmt: skip
 HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors", "rich"]
 

@@ -88,6 +88,7 @@ def connect(address: str | None = None) -> None:
     ray.init(
         address or "local",
         include_dashboard=None if address else False,  # a cluster that runs has its own
+        num_cpus=None if address else max(2, os.cpu_count() or 1),  # one for those that read
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
@@ -118,12 +119,11 @@ def actor_options(
     wants_card = config.device == "cuda" or (config.device == "auto" and "GPU" in has)
     on_card = wants_card and not config.is_remote
     needs = {"num_gpus": 1} if on_card else {"num_cpus": num_cpus}
-    if num_actors is None:
-        # A core stays free: readers that find none would wait for actors that wait for readers.
-        room = has.get("GPU", 1) if on_card else (has.get("CPU", 1) - 1) / num_cpus
-        sizes = {"min_size": 1, "max_size": max(1, int(room))}
-    else:
-        check_range("num_actors", num_actors, 1, 100_000)
+    # A core stays free: readers that find none would wait for actors that wait for readers.
+    room = has.get("GPU", 1) if on_card else (has.get("CPU", 1) - 1) // num_cpus
+    sizes = {"min_size": 1, "max_size": max(1, int(room))}
+    if num_actors is not None:
+        check_range("num_actors", num_actors, 1, 100_000 if on_card else int(room))
         sizes = {"size": num_actors}
     # Two calls at a time: the device goes on while one of them waits for its store or its table.
     pool = ray.data.ActorPoolStrategy(
@@ -188,9 +188,8 @@ def index_dataset(
     with _our_errors():
         # By one worker first: it makes the collection, or says why it cannot be used.
         _contract_of(open_target, actors)
-        reports = dataset.map_batches(_as_rows, batch_format="pyarrow").map_batches(
-            _Indexer, fn_constructor_args=(open_target, retry_s), **actors
-        )
+        rows = _spread(dataset.map_batches(_as_rows, batch_format="pyarrow"), actors)
+        reports = rows.map_batches(_Indexer, fn_constructor_args=(open_target, retry_s), **actors)
         reports.context.raise_original_map_exception = True  # else ours is lost on the way here
         for row in reports.iter_rows():
             part = json.loads(row["report"])
@@ -222,7 +221,7 @@ def write_embedded(
     actors = actors or actor_options(config)
     with _our_errors():
         contract = _contract_of(partial(shared_encoder, config), actors)
-        rows = dataset.map_batches(_as_rows_alone, batch_format="pyarrow")
+        rows = _spread(dataset.map_batches(_as_rows_alone, batch_format="pyarrow"), actors)
         encoded = rows.map_batches(Qwen3BatchEncoder, fn_constructor_args=(config,), **actors)
         encoded.context.raise_original_map_exception = True
         encoded.write_parquet(
@@ -237,6 +236,11 @@ def write_embedded(
         report.fail(*failure)
     (folder / WHOLE).touch()
     return report
+
+
+def _spread(rows: ray.data.Dataset, actors: dict[str, Any]) -> ray.data.Dataset:
+    """Return blocks of a batch each, so that one large file is every actor's."""
+    return rows.repartition(target_num_rows_per_block=actors["batch_size"])
 
 
 class _Indexer:

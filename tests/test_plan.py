@@ -118,11 +118,11 @@ def test_other_files_are_no_rates(tmp_path: Path) -> None:
 def test_a_measured_rate_counts_what_was_read(tiny: Qwen3Encoder) -> None:
     """Mean length as the tokenizer counts it; an empty sample is refused."""
     texts = [text.document for text in load_texts()[:20]]
-    rate = measure_rate(tiny, texts, seconds=0.01)
+    rate = measure_rate(tiny, lambda: texts, seconds=0.01)
     assert rate.num_tokens == sum(map(tiny.count_tokens, texts)) / 20
     assert rate.tokens_per_s > 0
     with pytest.raises(InputError, match="no text"):
-        measure_rate(tiny, [])
+        measure_rate(tiny, list)
 
 
 def test_the_command(tmp_path: Path) -> None:

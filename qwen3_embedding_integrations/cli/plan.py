@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,11 +108,11 @@ def _measure(sample: list[Path], options: dict[str, Any]) -> tuple[Any, dict[str
     from ..plan import measure_rate
 
     with Qwen3Encoder(EncoderConfig.from_options(**options)) as encoder:
-        texts = [
-            piece.text
-            for file in find_files(sample)
-            for piece in read_documents(file, count_tokens=encoder.count_tokens)
-        ]
-        rate = measure_rate(encoder, texts)
+        read_file = partial(read_documents, count_tokens=encoder.count_tokens)
+
+        def read() -> list[str]:
+            return [piece.text for file in find_files(sample) for piece in read_file(file)]
+
+        rate = measure_rate(encoder, read)
         width = encoder.dimensions
     return rate, {"size": None, "dimensions": width, "num_tokens": rate.num_tokens}

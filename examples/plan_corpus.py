@@ -28,6 +28,6 @@ print("This rests on:", *assumptions(300, plans), sep="\n- ")
 
 # Or measured here, on texts like yours: a million of them.
 with Qwen3Encoder("tiny") as encoder:
-    rate = measure_rate(encoder, [text.document for text in load_texts()], seconds=1)
+    rate = measure_rate(encoder, lambda: [text.document for text in load_texts()], seconds=1)
     facts = {"num_tokens": rate.num_tokens, "size": None, "dimensions": encoder.dimensions}
     show("this machine, tiny", make_plan(rate, num_documents=1e6, **facts))

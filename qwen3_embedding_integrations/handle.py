@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from .core.config import EncoderConfig, RerankerConfig, fit_length
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 C = TypeVar("C", EncoderConfig, RerankerConfig)
 
 
-class Held:
+class Held(ABC):
     """What is closed at the end of a `with`, and stays one wherever it is copied."""
 
+    @abstractmethod
     def close(self) -> None:
         """Refuse calls from now on, and free what is held."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self

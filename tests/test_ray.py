@@ -20,6 +20,7 @@ from qwen3_embedding_integrations import (
     ContractMismatchError,
     EncoderConfig,
     InputError,
+    KeywordIndex,
     Qwen3Encoder,
     index_documents,
     ray_data,
@@ -37,7 +38,7 @@ from qwen3_embedding_integrations.parquet import (
     vector_column,
 )
 from qwen3_embedding_integrations.rows import row_of
-from qwen3_embedding_integrations.stores import OpenStore
+from qwen3_embedding_integrations.stores import OpenStore, keywords_path
 from tests.servers import ChromaServer, Proxy, QdrantServer, serving
 from tests.stores import folder_in_memory, held_by, make_documents, open_sink
 
@@ -238,6 +239,14 @@ def test_a_corpus_is_embedded_once_and_loaded_without_a_model(
     assert "0 pieces added, 0 changed" in again.output
     with open_sink("chroma", place, tiny) as sink:
         require_same(held_by(sink), index_here(folder, tiny, tmp_path / "here"))
+        words = keywords_path(str(place), "notes", None)
+        assert words is not None
+        with KeywordIndex(words) as keywords:
+            assert len(keywords) == len(sink), "the local collection's keywords are others"
+    for option in (["--prune"], ["--watch"], ["--max-tokens", "64"], ["--dimensions", "64"]):
+        refused = CliRunner().invoke(app, ["index", str(out), "--location", str(place), *option])
+        assert isinstance(refused.exception, ConfigError)
+        assert "are made" in str(refused.exception)
 
 
 def test_a_batch_gets_fixed_size_lists_of_float32(tiny: Qwen3Encoder):

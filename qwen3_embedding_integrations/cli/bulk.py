@@ -54,19 +54,27 @@ def index_by_ray(
 
 
 def load_vectors(
-    paths: Sequence[Path], place: tuple[str, str, str], options: dict[str, Any]
+    paths: Sequence[Path],
+    place: tuple[str, str, str],
+    given: Sequence[str],
+    keywords: Path | None,
 ) -> IndexReport | None:
-    """Load a folder of Parquet with vectors; None where the paths are anything else."""
+    """Load a folder of Parquet with vectors; None where the paths are anything else.
+
+    `given` names the options that have no meaning then: any of them is a ConfigError.
+    """
     if len(paths) != 1 or not any(paths[0].glob("*.parquet")):
         return None
     from ..parquet import Embedded
-    from ..stores import open_store
+    from ..stores import keywords_path, open_store
 
     if (embedded := Embedded.find(paths[0])) is None:
         return None
-    if options:
-        raise ConfigError(f"{', '.join(options)}: the vectors of {paths[0]} are made; leave it out")
+    if given:
+        raise ConfigError(f"{', '.join(given)}: the vectors of {paths[0]} are made; leave it out")
     made_by = embedded.config.portable()
     opened = open_store(*place, made_by, create=True, make_encoder=lambda _: embedded)
+    if (words := keywords_path(*place[1:], keywords)) is not None:
+        opened = opened.with_keywords(words)
     with closing(opened.store):
         return embedded.load(opened.store)

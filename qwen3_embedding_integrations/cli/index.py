@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from ..indexing import IndexReport, ReadOptions
     from ..stores import OpenStore
 
+READING = ("max_tokens", "text_field")
+LOCAL = ("journal", "prune", "watch")
 STOPPED = 143  # what a shell shows of a process that SIGTERM ended
 
 
@@ -69,7 +71,9 @@ def index(
     quantization: QuantizationOption = None,
     revision: RevisionOption = None,
     lora: LoraOption = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of one piece of a file.")] = 512,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of one piece of a file; 512.")
+    ] = None,
     text_field: Annotated[
         str | None, typer.Option(help="The CSV column or JSONL field with the text.")
     ] = None,
@@ -99,15 +103,17 @@ def index(
     options = given(locals(), *INDEX_OPTIONS)
     place = (str(store), location, collection)
     where = location if to == Target.parquet else f"{store!s} {collection!r} at {location}"
+    local = given({"journal": journal, "prune": prune or None, "watch": watch or None}, *LOCAL)
+    reading = given(locals(), *READING)
     if engine == Engine.ray:
-        if journal or keywords or prune or watch:
+        if local or keywords:
             raise ConfigError("--journal, --keywords, --prune and --watch: not with --engine ray")
-        reading = {"max_tokens": max_tokens, "text_field": text_field}
         report = index_by_ray(paths, place, options, reading, address=address, actors=actors, to=to)
         return _finish(report, where, as_json=as_json)
     if address or actors or to == Target.parquet:
         raise ConfigError("--address, --actors and --to parquet are for --engine ray")
-    if (loaded := load_vectors(paths, place, options)) is not None:
+    made_otherwise = [*options, *local, *reading]
+    if (loaded := load_vectors(paths, place, made_otherwise, keywords)) is not None:
         return _finish(loaded, where, as_json=as_json)
     num_files = len(find_files(paths))
     if not num_files and not watch:
@@ -118,7 +124,7 @@ def index(
         target = open_store(*place, options, create=True)
         if (words := keywords_path(location, collection, keywords)) is not None:
             target = target.with_keywords(words)
-    read = ReadOptions(target.encoder.count_tokens, max_tokens, text_field)
+    read = ReadOptions(target.encoder.count_tokens, **reading)
     with closing(target.store), _stopped_by_sigterm():
         report = _index_once(target, paths, num_files, read, journal, prune=prune)
         _print_report(report, where, len(target.store), as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.filesize import decimal
@@ -25,6 +25,9 @@ from .options import (
     out,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from ..plan import Plan, Rate
 
 
 def plan(
@@ -85,7 +88,11 @@ def plan(
     said = assumptions(facts["num_tokens"], plans)
     if as_json:
         print_json({"plans": [asdict(one) for one in plans], "assumptions": said})
-        return
+    else:
+        _print(plans, said)
+
+
+def _print(plans: list[Plan], said: list[str]) -> None:
     table = Table("device", "tokens/s of one", "devices", "hours", "vectors", "index")
     for one in plans:
         table.add_row(
@@ -102,7 +109,7 @@ def plan(
         out.print(f"- {line}", markup=False, highlight=False)
 
 
-def _measure(sample: list[Path], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _measure(sample: list[Path], options: dict[str, Any]) -> tuple[Rate, dict[str, Any]]:
     from ..documents import find_files, read_documents
     from ..encoder import Qwen3Encoder
     from ..plan import measure_rate

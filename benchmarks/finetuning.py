@@ -1,18 +1,19 @@
 """What fine-tuning gains: a pair set and a retrieval set, and what other sets lose by it.
 
-    python -m benchmarks.finetuning DATA OUT [--model MODEL] [--only NAME]
+    OMP_NUM_THREADS=1 python -m benchmarks.finetuning DATA OUT [--model MODEL] [--only NAME]
 
 DATA holds afqmc, stsb_zh, stard, cmrc2018 and cranfield as `evaluate` reads them. Each recipe runs
-twice: once whole, once killed (SIGKILL) past half of its steps and resumed, to equal weights.
-Then the encoder with the adapter is measured on the other sets, beside the one without.
+twice at a time: once whole, once killed (SIGKILL) past half of its steps and resumed, to equal
+weights. Then the encoder with the adapter is measured beside the one without, on the recipe's test
+set, cut to fewer dimensions, and on other sets. Adapters go to OUT, figures to benchmarks/results.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,21 +25,26 @@ import torch
 from safetensors.torch import load_file
 
 from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
+from qwen3_embedding_integrations.bench.machine import describe
 from qwen3_embedding_integrations.evaluation import compare_paired, evaluate, read_dataset
 from qwen3_embedding_integrations.finetuning import FinetuneConfig, finetune
 
+RESULTS = Path(__file__).parent / "results"
 WIDE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SHARED = {"rank": 16, "alpha": 32, "projections": WIDE, "dropout": 0.0, "learning_rate": 1e-3}
-RECIPES: dict[str, dict[str, Any]] = {  # for `tiny` on one core: about ten minutes each
+SHARED = {"rank": 16, "alpha": 32, "projections": WIDE, "dropout": 0.0, "learning_rate": 1e-3,
+          "gradient_checkpointing": False}  # fmt: skip
+WIDTHS = (None, 128, 64, 32)
+PACKAGES = ("torch", "transformers", "sentence-transformers", "peft", "accelerate", "datasets")
+RECIPES: dict[str, dict[str, Any]] = {  # for `tiny` on one core: an hour each
     "afqmc": {
         "task": "pairs",
         "train": "afqmc/train.tsv.gz",
         "test": "afqmc/dev.tsv.gz",
-        "dev_fraction": 0.02,
+        "dev_fraction": 0.05,
         "temperature": 0.2,
-        "epochs": 1,
-        "checkpoint_steps": 100,
-        "patience": 100,
+        "epochs": 6,
+        "checkpoint_steps": 250,
+        "patience": 6,
         **SHARED,
     },
     "stard": {
@@ -69,38 +75,52 @@ def measured(encoder: Qwen3Encoder, data: Path, name: str) -> Any:
     return evaluate(encoder, read_dataset(data / path, split=split or None, on_empty="embed"))
 
 
+def beside(
+    data: Path, name: str, model: str, adapter: str, dimensions: int | None
+) -> dict[str, Any]:
+    """Return every metric of a set without and with the adapter, and the paired gain."""
+    options = {"model": model, "dtype": "float32", "on_empty": "embed", "dimensions": dimensions}
+    with (
+        Qwen3Encoder(EncoderConfig(**options)) as plain,
+        Qwen3Encoder(EncoderConfig(**options, lora=adapter)) as tuned,
+    ):
+        before, after = (measured(one, data, name) for one in (plain, tuned))
+    gain = compare_paired(after.results, before.results)
+    return {
+        metric: {"before": before.metrics[metric]._asdict(),
+                 "after": after.metrics[metric]._asdict(), "gain": gain[metric]._asdict()}
+        for metric in after.metrics
+    }  # fmt: skip
+
+
+def tell(now: dict[str, Any]) -> None:
+    if len(now) > 2:  # not each step's number
+        print(now, flush=True)
+
+
 def run(name: str, data: Path, out: Path, model: str) -> dict[str, Any]:
     options = dict(RECIPES[name])
     options |= {key: str(data / options[key]) for key in ("train", "dev", "test") if key in options}
     config = FinetuneConfig(model=model, out=str(out / name), device="cpu", **options)
-    report = finetune(config, on_progress=lambda now: print(now) if "loss" in now else None)
-    resumed = FinetuneConfig(model=model, out=str(out / f"{name}-resumed"), device="cpu", **options)
-    code = [sys.executable, "-c", KILLED, json.dumps(asdict(resumed))]
-    assert subprocess.run(code, check=False).returncode == -signal.SIGKILL
-    finetune(resumed, resume=True)
-    ours, theirs = (
-        load_file(Path(one.out, "adapter_model.safetensors")) for one in (config, resumed)
+    other = FinetuneConfig(model=model, out=str(out / f"{name}-resumed"), device="cpu", **options)
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, json.dumps(asdict(other))])
+    report = finetune(config, on_progress=tell)
+    assert killed.wait() == -signal.SIGKILL
+    finetune(other, resume=True)
+    weights, resumed = (
+        load_file(Path(one.out, "adapter_model.safetensors")) for one in (config, other)
     )
-    others = {}
-    with (
-        Qwen3Encoder(EncoderConfig(model=model, dtype="float32", on_empty="embed")) as plain,
-        Qwen3Encoder(
-            EncoderConfig(model=model, dtype="float32", on_empty="embed", lora=config.out)
-        ) as tuned,
-    ):
-        for other in OTHERS[name]:
-            before, after = (measured(one, data, other) for one in (plain, tuned))
-            gain = compare_paired(after.results, before.results)
-            others[other] = {
-                metric: {"before": before.metrics[metric], "after": after.metrics[metric],
-                         "gain": gain[metric]}
-                for metric in after.metrics
-            }  # fmt: skip
+    shutil.copyfile(Path(config.out, "curves.png"), RESULTS / f"finetuning-{name}.png")
+    test = RECIPES[name]["test"]
     return {
-        "report": report.to_dict(),
         "config": {**asdict(config), "out": name, **RECIPES[name]},
-        "resumed_to_the_bit": all(torch.equal(ours[key], theirs[key]) for key in theirs),
-        "others": others,
+        "report": {**report.to_dict(), "folder": name},
+        "resumed_to_the_bit": weights.keys() == resumed.keys()
+        and all(torch.equal(weights[key], resumed[key]) for key in weights),
+        "folded": {
+            width or "all": beside(data, test, model, config.out, width) for width in WIDTHS
+        },
+        "others": {one: beside(data, one, model, config.out, WIDTHS[0]) for one in OTHERS[name]},
     }
 
 
@@ -112,11 +132,16 @@ def main() -> None:
     parser.add_argument("--only", choices=list(RECIPES))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / "finetuning.json"
     for name in [given.only] if given.only else RECIPES:
-        result = run(name, given.data, given.out, given.model)
-        machine = {"processor": platform.processor(), "cores": os.cpu_count()}
-        text = json.dumps({"machine": machine, **result}, indent=1, ensure_ascii=False)
-        (given.out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        command = shlex.join(
+            ["python", "-m", "benchmarks.finetuning", "DATA", "OUT", *sys.argv[3:]]
+        )
+        result = describe(command, packages=PACKAGES) | run(
+            name, given.data, given.out, given.model
+        )
+        results = json.loads(path.read_text(encoding="utf-8")) | {name: result}
+        path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -88,8 +88,9 @@ class FinetuneConfig:
     """"auto" takes what torch finds; CUDA_VISIBLE_DEVICES chooses a card."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the frozen weights; the adapter is float32."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them."""
+    gradient_checkpointing: bool = True
+    """Compute activations twice instead of keeping them: less than half the memory, an eighth more
+    time on a CPU."""
     seed: int = _from(0, 0, 2**31)
     """Of everything random."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import time
-from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
@@ -15,9 +13,6 @@ from starlette.requests import ClientDisconnect, Request
 
 from .config import ServerConfig
 from .problems import ClientGoneError, Refusal
-
-RATE_WINDOW_S = 10
-MAX_RETRY_AFTER_S = 60
 
 
 class Keys:
@@ -70,30 +65,6 @@ class Places:
             yield
         finally:
             self.num_taken -= 1
-
-
-class Rate:
-    """How many tokens a second were read lately, to say when it is worth asking again."""
-
-    def __init__(self) -> None:
-        self._done: deque[tuple[float, int]] = deque()
-
-    def add(self, num_tokens: int) -> None:
-        """Count the tokens of an answer."""
-        self._done.append((time.monotonic(), num_tokens))
-        self._forget()
-
-    def seconds_for(self, num_tokens: int) -> int:
-        """Return about how long so many tokens take, from 1 to a minute."""
-        self._forget()
-        lately = sum(count for _, count in self._done)
-        seconds = num_tokens * RATE_WINDOW_S / lately if lately else 1
-        return max(1, min(MAX_RETRY_AFTER_S, round(seconds)))
-
-    def _forget(self) -> None:
-        oldest = time.monotonic() - RATE_WINDOW_S
-        while self._done and self._done[0][0] < oldest:
-            self._done.popleft()
 
 
 async def read_body(request: Request, config: ServerConfig) -> bytes:

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import InputError, Qwen3EmbeddingError
 from .limits import Keys
 from .metrics import Metrics
-from .problems import Refusal, refusal_of, unavailable
+from .problems import ClientGoneError, refusal_of, unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ class Observed:
                 if scope["path"] not in OPEN_PATHS:
                     self._keys.check(headers)
                 await self._app(scope, receive, send_with_id)
-            except Refusal as refusal:
-                await refusal.response()(scope, receive, send_with_id)
+            except ClientGoneError:
+                pass
             except asyncio.CancelledError:  # the server ends, and its patience has
                 if status == CLIENT_GONE:
                     refusal = unavailable("the server is going down; ask another, or later")

@@ -63,10 +63,6 @@ class MemoryStore:
     def __init__(self, max_bytes: int = 256 * 2**20) -> None:
         check_range("max_bytes", max_bytes, 1, 2**50)
         self.max_bytes = max_bytes
-        self._reset()
-
-    def _reset(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._entries: OrderedDict[bytes, bytes] = OrderedDict()
         self._stored_bytes = 0
@@ -78,7 +74,7 @@ class MemoryStore:
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the entries that are here; they were used now."""
-        with self._locked():
+        with self._lock:
             found = {key: self._entries[key] for key in keys if key in self._entries}
             for key in found:
                 self._entries.move_to_end(key)
@@ -86,7 +82,7 @@ class MemoryStore:
 
     def put(self, entries: Mapping[bytes, bytes]) -> None:
         """Keep the entries; one that is larger than all the room is not kept."""
-        with self._locked():
+        with self._lock:
             for key, entry in entries.items():
                 self._forget(key)
                 num_bytes = len(entry) + ENTRY_OVERHEAD_BYTES
@@ -99,7 +95,7 @@ class MemoryStore:
 
     def close(self) -> None:
         """Forget every entry."""
-        with self._locked():
+        with self._lock:
             self._entries.clear()
             self._stored_bytes = 0
 
@@ -107,11 +103,6 @@ class MemoryStore:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._stored_bytes -= len(entry) + ENTRY_OVERHEAD_BYTES
-
-    def _locked(self) -> threading.Lock:
-        if self._process != os.getpid():  # a fork may have copied the lock locked
-            self._reset()
-        return self._lock
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.max_bytes,)  # another process starts with an empty one

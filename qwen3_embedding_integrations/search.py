@@ -8,15 +8,13 @@ from itertools import count, islice
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
-from .contract import Encoder
+from .contract import Encoder, Vectors
 from .errors import ConfigError, InputError
 from .fusion import fuse_ranks, fuse_scores
 from .keywords import KeywordIndex
 from .rows import Hit, SearchStore, Where
 
-Vector = npt.NDArray[np.float32]
 Fusion = Literal["scores", "ranks"]
 
 # Chosen on development questions: benchmarks/search.py, benchmarks/results/search.md.
@@ -151,7 +149,7 @@ class Qwen3Retriever:
     def _search(
         self,
         query: str,
-        vector: Vector,
+        vector: Vectors,
         limit: int,
         offset: int,
         where: Where | None,

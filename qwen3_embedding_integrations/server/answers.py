@@ -8,14 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 from uuid import uuid4
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 from starlette.responses import Response, StreamingResponse
 
+from ..contract import Vectors
 from ..core.config import MIN_DIMENSIONS
 from ..errors import ConfigError
-
-Vectors = npt.NDArray[np.float32]
 
 JSON = "application/json"
 BLOCK_ROWS = 64  # written at a time: others are answered in between

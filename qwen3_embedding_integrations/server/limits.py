@@ -1,12 +1,11 @@
-"""Who may ask, how much, and for how long: keys, bodies, places."""
+"""Who may ask, how much, and for how long: keys and bodies."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -40,31 +39,6 @@ class Keys:
             raise Refusal(
                 401, "Incorrect API key provided", code="invalid_api_key", headers=challenge
             )
-
-
-class Places:
-    """Room for so many requests at a time."""
-
-    def __init__(self, num_places: int) -> None:
-        self.num_taken = 0
-        self._num_places = num_places
-
-    @asynccontextmanager
-    async def take(self) -> AsyncGenerator[None]:
-        """Hold a place. Raises a 429 Refusal when all are taken."""
-        if self.num_taken >= self._num_places:
-            raise Refusal(
-                429,
-                f"{self.num_taken} requests are under way already; try again in a moment",
-                kind="requests",
-                code="rate_limit_exceeded",
-                headers={"Retry-After": "1"},
-            )
-        self.num_taken += 1
-        try:
-            yield
-        finally:
-            self.num_taken -= 1
 
 
 async def read_body(request: Request, config: ServerConfig) -> bytes:

@@ -17,16 +17,17 @@ from ..reranker import Qwen3Reranker, Scored
 from . import shapes
 from .answers import cut, embedding_answer, rerank_answer
 from .config import ServerConfig
-from .limits import Places, read_body
+from .limits import read_body
 from .metrics import Metrics
 from .models import Models
-from .observe import NOTE, Note
+from .observe import NOTE
 from .problems import ClientGoneError, Refusal, invalid_body
 
 R = TypeVar("R", bound=shapes.Request)
 T = TypeVar("T")
 Word = Literal["queries", "documents", "token_ids"]
 OnTooLong = Literal["truncate", "error"]
+Note = dict[str, Any]  # what is logged of a request
 
 
 class Desk:
@@ -36,7 +37,7 @@ class Desk:
         self._models = models
         self._config = config
         self._metrics = metrics
-        self._places = Places(config.max_requests)
+        self._places = asyncio.Semaphore(config.max_requests)
 
     async def answer(
         self,
@@ -45,7 +46,16 @@ class Desk:
         work: Callable[[R, Note], Coroutine[Any, Any, Response]],
     ) -> Response:
         """Return what `work` makes of a request's body. Raises what a client is told as Refusal."""
-        async with self._places.take():
+        if self._places.locked():
+            most = self._config.max_requests
+            raise Refusal(
+                429,
+                f"{most} requests are under way already; try again in a moment",
+                kind="requests",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": "1"},
+            )
+        async with self._places:
             body = await read_body(request, self._config)
             try:
                 asked = shape.model_validate_json(body)
@@ -101,8 +111,8 @@ class Desk:
     def _count(
         self, note: Note, model: str, role: str, num_texts: int, read: Encoded | Scored
     ) -> None:
-        note.model, note.role, note.texts = model, role, num_texts
-        note.tokens, note.truncated = read.num_tokens, read.num_truncated
+        note |= {"model": model, "role": role, "texts": num_texts}
+        note |= {"tokens": read.num_tokens, "truncated": read.num_truncated}
         metrics = self._metrics
         metrics.texts.labels(model, role).inc(num_texts)
         metrics.tokens.labels(model, role).inc(read.num_tokens)

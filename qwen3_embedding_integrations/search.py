@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from .contract import Encoder, Vectors
+from .core.config import check_choice, check_range
 from .errors import ConfigError, InputError
 from .fusion import fuse_ranks, fuse_scores
 from .keywords import KeywordIndex
@@ -90,12 +91,10 @@ class Qwen3Retriever:
         dense_weight: float | None = None,
         candidates: int = 100,
     ) -> None:
-        if fusion not in FUSIONS:
-            raise ConfigError(f"fusion is {fusion!r}; choose one of {', '.join(FUSIONS)}")
+        check_choice("fusion", fusion, tuple(FUSIONS))
+        check_range("candidates", candidates, 1, MAX_RESULTS)
         if dense_weight is not None and not 0 <= dense_weight <= 1:
             raise ConfigError(f"dense_weight is {dense_weight}; choose a number from 0 to 1")
-        if not 1 <= candidates <= MAX_RESULTS:
-            raise ConfigError(f"candidates is {candidates}; choose from 1 to {MAX_RESULTS:,}")
         self.store = store
         self.encoder = encoder
         self.keywords = keywords

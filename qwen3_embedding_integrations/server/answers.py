@@ -12,8 +12,7 @@ import orjson
 from starlette.responses import Response, StreamingResponse
 
 from ..contract import Vectors
-from ..core.config import MIN_DIMENSIONS
-from ..errors import ConfigError
+from ..core.config import MIN_DIMENSIONS, check_range
 
 JSON = "application/json"
 BLOCK_ROWS = 64  # written at a time: others are answered in between
@@ -27,10 +26,7 @@ def cut(vectors: Vectors, dimensions: int | None) -> Vectors:
     width = vectors.shape[1]
     if dimensions is None or dimensions == width:
         return vectors
-    if not MIN_DIMENSIONS <= dimensions <= width:
-        raise ConfigError(
-            f"dimensions is {dimensions}; choose a number from {MIN_DIMENSIONS} to {width}"
-        )
+    check_range("dimensions", dimensions, MIN_DIMENSIONS, width)
     vectors = vectors[:, :dimensions]
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

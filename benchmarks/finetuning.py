@@ -42,7 +42,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # for `tiny` on one core: an hour each
         "test": "afqmc/dev.tsv.gz",
         "dev_fraction": 0.05,
         "temperature": 0.2,
-        "epochs": 6,
+        "epochs": 4,
         "checkpoint_steps": 250,
         "patience": 6,
         **SHARED,

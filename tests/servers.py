@@ -90,8 +90,10 @@ class _Quiet(BaseHTTPRequestHandler):
 class Proxy(ThreadingHTTPServer):
     """Passes requests on to a port, and fails every n-th write in a way of its own.
 
-    `fault` is a status to answer, "cut" (the write does not arrive and the connection is closed) or
-    "cut after" (it arrives, but its answer is lost). A status may have `headers` and a `body`.
+    `fault` is a status to answer, "cut" (the write does not arrive and the connection is closed),
+    "cut after" (it arrives, but its answer is lost) or "hang" (it does not arrive, nor an answer
+    until `released`). A status may have `headers` and a `body`. With `every` 0 nothing fails;
+    `fails_reads` counts all requests as writes.
     """
 
     daemon_threads = True
@@ -111,6 +113,8 @@ class Proxy(ThreadingHTTPServer):
         self.every = every
         self.fault_headers = headers
         self.fault_body = body
+        self.fails_reads = False
+        self.released = threading.Event()
         self.num_writes = 0
         self.num_faults = 0
         self.lock = threading.Lock()
@@ -118,13 +122,14 @@ class Proxy(ThreadingHTTPServer):
     def is_fault(self, method: str, path: str) -> bool:
         """Count a write; whether this one is to fail."""
         path = path.partition("?")[0]
-        if not (
-            path.endswith(("/add", "/upsert")) or (method == "PUT" and path.endswith("/points"))
-        ):
+        is_write = path.endswith(("/add", "/upsert")) or (
+            method == "PUT" and path.endswith("/points")
+        )
+        if not (is_write or self.fails_reads):
             return False
         with self.lock:
             self.num_writes += 1
-            is_fault = self.num_writes % self.every == 0
+            is_fault = bool(self.every) and self.num_writes % self.every == 0
             self.num_faults += is_fault
         return is_fault
 
@@ -138,7 +143,9 @@ class _Passing(_Quiet):
         fault = self.server.fault
         if is_fault and isinstance(fault, int):
             return self.answer(fault, self.server.fault_body, self.server.fault_headers)
-        if not (is_fault and fault == "cut"):
+        if is_fault and fault == "hang":
+            self.server.released.wait(60)
+        if not (is_fault and fault in {"cut", "hang"}):
             status, answer = self.ask_backend(body)
             if not is_fault:
                 return self.answer(status, answer)

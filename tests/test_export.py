@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -222,6 +224,100 @@ def test_a_folder_is_of_one_backend(folder, tmp_path):
         )
     with pytest.raises(ModelLoadError, match="cannot be loaded"):
         Qwen3Encoder(str(damaged))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("reference", ["auto", "tiny"])
+def test_the_doctor_examines_an_export(folder, tmp_path, precision, reference):
+    """An export has no weights: it is compared with published values, or with weights at hand."""
+    out = tmp_path / "out"  # a folder of its own: the verb tells how it was loaded
+    if precision == "fp32":
+        shutil.copytree(folder, out)
+    else:
+        export_model("tiny", out, precision=precision)
+    arguments = ["doctor", "--model", str(out), "--reference", reference, "--json"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["known"] == ("values" if reference == "auto" else "weights")
+    assert {check["verdict"] for check in report["checks"]} == {"right"}, report["checks"]
+    machine = report["machine"]
+    assert machine["encoder"]["quantization"] == {"int8": "onnx-int8"}.get(precision)
+    assert any(f"onnx, {precision}" in line for line in machine["choices"]), machine["choices"]
+
+
+def test_the_doctor_knows_a_wrong_export(small_checkpoint, tiny, tmp_path):
+    """A graph of other weights that says it is `tiny` is found out."""
+    note = export_model(str(small_checkpoint), tmp_path / "out").folder / "export.json"
+    written = json.loads(note.read_text())
+    written["contract"]["revision"] = tiny.contract.revision
+    note.write_text(json.dumps(written))
+    done = CliRunner().invoke(app, ["doctor", "--model", str(note.parent), "--json"])
+    assert done.exit_code == 1, done.output
+    assert [one["name"] for one in json.loads(done.stdout)["faults"]] == ["other weights"]
+
+
+FORK = """
+import multiprocessing, os, sys, threading
+import numpy as np
+from qwen3_embedding_integrations import EngineClosedError, shared_encoder
+
+MODEL, TEXTS = sys.argv[1], ["The capital of China is Beijing.", "中国的首都是北京。"] * 40
+encoder = shared_encoder(MODEL)
+expected = encoder.encode_documents(TEXTS)
+
+def child():
+    try:
+        encoder.encode_documents(["a"])
+        return 1
+    except EngineClosedError as error:
+        if "does not survive a fork" not in str(error):
+            return 2
+    own = shared_encoder(MODEL)
+    if np.abs(own.encode_documents(TEXTS) - expected).max() > 1e-6:
+        return 3
+    encoder.close()  # closes nothing of the parent's
+    own.close()
+    return 0
+
+def encode(travelled):
+    return travelled.encode_documents(TEXTS)
+
+def load():
+    while not stop.is_set():
+        encoder.encode_documents(TEXTS[:3])
+
+stop = threading.Event()
+busy = [threading.Thread(target=load) for _ in range(3)]
+for thread in busy:
+    thread.start()
+for _ in range(3):
+    pid = os.fork()
+    if pid == 0:
+        code = 9
+        try:
+            code = child()
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code == 0, f"child ended with {code}"
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    for found in pool.map(encode, [encoder] * 4):
+        assert np.abs(found - expected).max() < 1e-6
+stop.set()
+for thread in busy:
+    thread.join()
+assert np.abs(encoder.encode_documents(TEXTS) - expected).max() < 1e-6, "the parent's is harmed"
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_runs_its_own_graph(folder):
+    """Forked while the graph runs, by os.fork or a pool, a child's own encoder works."""
+    command = [sys.executable, "-W", "ignore", "-c", FORK, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
 DOORS = {

@@ -3,9 +3,9 @@
 from ..errors import MissingDependencyError
 
 try:
+    from .client import connect, set_timeout
     from .collection import (
         CONTRACT_KEY,
-        connect,
         find_collection,
         make_current,
         make_version,
@@ -28,6 +28,7 @@ __all__ = [
     "make_current",
     "make_version",
     "open_collection",
+    "set_timeout",
     "stored_config",
     "stored_contract",
 ]

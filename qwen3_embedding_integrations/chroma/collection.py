@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any, Unpack
-from urllib.parse import urlsplit
 
-import chromadb
 from chromadb.api import ClientAPI
 from chromadb.api.models.Collection import Collection
 from chromadb.errors import NotFoundError
@@ -14,6 +12,7 @@ from chromadb.errors import NotFoundError
 from ..contract import EmbeddingContract
 from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
 from ..errors import ConfigError, ContractMismatchError
+from .client import answered, end_waits
 from .function import NAME, Qwen3EmbeddingFunction
 
 CONTRACT_KEY = "qwen3_embedding_contract"  # of a collection's metadata
@@ -22,6 +21,7 @@ CURRENT_KEY = "qwen3_embedding_current"  # of a collection's metadata: which ver
 HARD_OPTIONS = ("model", "revision", "dimensions")
 
 
+@answered()
 def open_collection(
     client: ClientAPI,
     name: str,
@@ -38,8 +38,10 @@ def open_collection(
     model open in silence. Here the contract of the stored vectors is compared with that of your
     function (given, or made from `options`), which loads the model. `metadata` is for a new
     collection. Raises ContractMismatchError with the differing fields; `allow_mismatch=True`
-    opens the collection all the same, unless it belongs to another embedding function.
+    opens the collection all the same, unless it belongs to another embedding function. StoreError
+    where a server does not answer; from now on its client waits as `set_timeout` says.
     """
+    end_waits(client)
     if embedding_function is not None and (options or model):
         raise ConfigError("give either embedding_function or options, not both")
     function = embedding_function or Qwen3EmbeddingFunction(model or DEFAULT_MODEL, **options)
@@ -67,18 +69,7 @@ def _create(
     )
 
 
-def connect(location: str) -> ClientAPI:
-    """Return a client for a folder, ":memory:" or the URL of a Chroma server."""
-    if location == ":memory:":
-        return chromadb.EphemeralClient()
-    if not location.startswith(("http://", "https://")):
-        return chromadb.PersistentClient(location)
-    parts = urlsplit(location)
-    is_https = parts.scheme == "https"
-    port = parts.port or (443 if is_https else 8000)
-    return chromadb.HttpClient(host=parts.hostname or "localhost", port=port, ssl=is_https)
-
-
+@answered()
 def find_collection(client: ClientAPI, name: str) -> Collection | None:
     """Return the collection, or the version that stands for it; None if there is none."""
     try:
@@ -89,6 +80,7 @@ def find_collection(client: ClientAPI, name: str) -> Collection | None:
         return None
 
 
+@answered()
 def make_version(
     client: ClientAPI, name: str, contract: EmbeddingContract, config: EncoderConfig
 ) -> Collection:
@@ -107,6 +99,7 @@ def make_version(
     return _create(client, version, function, contract, {})
 
 
+@answered()
 def make_current(client: ClientAPI, name: str, version: str) -> None:
     """Let `open_collection(client, name)` open a version, in one step."""
     client.get_collection(version)  # NotFoundError, if there is none

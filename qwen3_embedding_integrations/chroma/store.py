@@ -9,10 +9,13 @@ import httpx  # Chroma's own; its errors come through
 import numpy as np
 from chromadb.api import ClientAPI
 from chromadb.api.models.Collection import Collection
+from chromadb.api.types import GetResult
 from chromadb.errors import InternalError, RateLimitError
 
 from ..contract import EmbeddingContract
+from ..errors import StoreError
 from ..rows import HASH_KEY, Hit, Row, RowId, Vectors, last_first
+from .client import answered, end_waits
 from .collection import stored_contract
 
 PAGE = 1000  # rows of one read
@@ -20,6 +23,8 @@ PAGE = 1000  # rows of one read
 
 class ChromaStore:
     """A collection that `index_documents` fills and a retriever searches.
+
+    A server that does not answer within its client's timeout (see `set_timeout`) is a StoreError.
 
     >>> import chromadb
     >>> from qwen3_embedding_integrations import index_documents, shared_encoder
@@ -35,6 +40,7 @@ class ChromaStore:
     def __init__(self, client: ClientAPI, collection: Collection) -> None:
         self.collection = collection
         self._client = client
+        end_waits(client)
         self._is_remote = client.get_settings().chroma_server_host is not None
         index = collection.configuration_json
         spaces = (part["space"] for part in index.values() if _has_space(part))
@@ -56,19 +62,22 @@ class ChromaStore:
         return stored_contract(self.collection)
 
     @property
+    @answered()
     def max_rows(self) -> int:
         """How many rows one write may hold."""
         return self._client.get_max_batch_size()
 
+    @answered()
     def __len__(self) -> int:
         return self.collection.count()
 
     def hashes(self, ids: Sequence[RowId]) -> dict[RowId, str]:
         """Return the content hash of each of these rows that is there."""
-        found = self.collection.get(ids=_texts(ids), include=["metadatas"])
+        found = self._get(ids=_texts(ids), include=["metadatas"])
         rows = zip(found["ids"], found["metadatas"] or [], strict=True)
         return {row_id: str((facts or {}).get(HASH_KEY, "")) for row_id, facts in rows}
 
+    @answered()
     def write(self, rows: Sequence[Row], vectors: Vectors, *, are_new: bool) -> None:
         """Write rows; an upsert of ids that are there costs twenty times an add."""
         (self.collection.add if are_new else self.collection.upsert)(
@@ -81,14 +90,14 @@ class ChromaStore:
     def ids_beyond(self, source: str, position: int) -> list[RowId]:
         """Return the ids of a source's rows at `position` and after it, last first."""
         where: Any = {"$and": [{"source": source}, {"position": {"$gte": position}}]}
-        found = self.collection.get(where=where, include=["metadatas"])
+        found = self._get(where=where, include=["metadatas"])
         facts = found["metadatas"] or []
         return last_first((f["position"], i) for i, f in zip(found["ids"], facts, strict=True))
 
     def rows(self) -> Iterator[tuple[Row, Vectors]]:
         """Yield every row with its vector."""
         for start in range(0, len(self), PAGE):
-            page = self.collection.get(
+            page = self._get(
                 limit=PAGE, offset=start, include=["documents", "metadatas", "embeddings"]
             )
             columns = (page["ids"], page["documents"] or [], page["metadatas"] or [])
@@ -99,15 +108,17 @@ class ChromaStore:
     def sources(self) -> Iterator[tuple[RowId, str]]:
         """Yield each row's id and source."""
         for start in range(0, len(self), PAGE):
-            page = self.collection.get(limit=PAGE, offset=start, include=["metadatas"])
+            page = self._get(limit=PAGE, offset=start, include=["metadatas"])
             for row_id, facts in zip(page["ids"], page["metadatas"] or [], strict=True):
                 if facts and "source" in facts:
                     yield row_id, str(facts["source"])
 
+    @answered()
     def delete(self, ids: Sequence[RowId]) -> None:
         """Delete rows."""
         self.collection.delete(ids=_texts(ids))
 
+    @answered()
     def nearest(
         self, vector: Vectors, *, limit: int, where: Mapping[str, Any] | None = None
     ) -> list[Hit]:
@@ -127,16 +138,14 @@ class ChromaStore:
 
     def fetch(self, ids: Sequence[str], *, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Return these rows in the order given, without those that are not there; score 0."""
-        found = self.collection.get(
-            ids=[*ids], where=_where(where), include=["documents", "metadatas"]
-        )
+        found = self._get(ids=[*ids], where=_where(where), include=["documents", "metadatas"])
         columns = (found["ids"], found["documents"] or [], found["metadatas"] or [])
         hits = {i: Hit(i, 0.0, t or "", dict(f or {})) for i, t, f in zip(*columns, strict=True)}
         return [hits[one] for one in ids if one in hits]
 
     def is_passing(self, error: BaseException) -> bool:
         """Whether the same call may succeed later."""
-        if isinstance(error, httpx.TransportError | RateLimitError):
+        if isinstance(error, httpx.TransportError | RateLimitError | StoreError):
             return True
         if isinstance(error, InternalError):  # a server's; a folder's own is its disk's
             return self._is_remote
@@ -148,6 +157,10 @@ class ChromaStore:
 
     def close(self) -> None:
         """Do nothing: Chroma writes at once and holds no lock."""
+
+    @answered()
+    def _get(self, **what: Any) -> GetResult:
+        return self.collection.get(**what)
 
 
 def _texts(ids: Sequence[RowId]) -> list[str]:

@@ -12,11 +12,14 @@ from rich.text import Text
 
 from ..core.config import DEFAULT_RERANKER, EncoderConfig
 from .options import (
+    ApiKeyOption,
+    BaseUrlOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
     LoraOption,
     ModelOption,
+    RevisionOption,
     given,
     out,
     print_json,
@@ -47,6 +50,9 @@ def compare(
     lora: LoraOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    revision: RevisionOption = None,
+    base_url: BaseUrlOption = None,
+    api_key_env: ApiKeyOption = None,
     on_empty: Annotated[str | None, typer.Option(help="Empty texts: error or embed.")] = None,
     split: Annotated[str | None, typer.Option(help="Of the queries; default: test.")] = None,
     metric: Annotated[str, typer.Option(help="What counts.")] = "ndcg@10",
@@ -61,7 +67,8 @@ def compare(
     from ..evaluation.chart import draw
     from ..sharing import shared_reranker
 
-    options = given(locals(), "model", "lora", "device", "dtype", "on_empty")
+    names = ("model", "lora", "device", "dtype", "revision", "base_url", "api_key_env", "on_empty")
+    options = given(locals(), *names)
     values = given(locals(), *AXES)
     grid = {name: [_value(word.strip()) for word in values[name].split(",")] for name in values}
     grid |= {"instruction": instruction} if instruction else {}

@@ -13,6 +13,8 @@ from ..core.config import EncoderConfig
 from ..errors import InputError
 from .options import (
     INDEX_OPTIONS,
+    ApiKeyOption,
+    BaseUrlOption,
     DeviceOption,
     DimensionsOption,
     DtypeOption,
@@ -52,7 +54,8 @@ def evaluate(
     on_empty: Annotated[
         str | None, typer.Option(help="Empty queries and documents: error or embed.")
     ] = None,
-    base_url: Annotated[str | None, typer.Option(help="A server that computes instead.")] = None,
+    base_url: BaseUrlOption = None,
+    api_key_env: ApiKeyOption = None,
     split: Annotated[str | None, typer.Option(help="Of retrieval sets; default: test.")] = None,
     scale: Annotated[float | None, typer.Option(help="The highest label of pairs.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
@@ -71,8 +74,7 @@ def evaluate(
     from ..evaluation import compare_paired, evaluate, read_dataset, read_results, write_results
     from ..sharing import shared_encoder
 
-    names = (*INDEX_OPTIONS, "max_length", "on_too_long", "on_empty", "base_url")
-    options = given(locals(), *names)
+    options = given(locals(), *INDEX_OPTIONS, "max_length", "on_too_long", "on_empty")
     sets = [
         read_dataset(path, scale=scale, split=split, on_empty=on_empty or "error") for path in data
     ]

@@ -29,6 +29,8 @@ from .options import (
     DEFAULT_COLLECTION,
     DEFAULT_LOCATION,
     INDEX_OPTIONS,
+    ApiKeyOption,
+    BaseUrlOption,
     CollectionOption,
     DeviceOption,
     DimensionsOption,
@@ -71,6 +73,8 @@ def index(
     quantization: QuantizationOption = None,
     revision: RevisionOption = None,
     lora: LoraOption = None,
+    base_url: BaseUrlOption = None,
+    api_key_env: ApiKeyOption = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens of one piece of a file; 512.")
     ] = None,

@@ -31,6 +31,13 @@ MaxLengthOption = Annotated[int | None, typer.Option(help="Tokens of a text at m
 TooLongOption = Annotated[
     str | None, typer.Option("--on-too-long", help="truncate, error or chunk_mean.")
 ]
+BaseUrlOption = Annotated[
+    str | None,
+    typer.Option(help="A server that computes instead; --model is its name for the model."),
+]
+ApiKeyOption = Annotated[
+    str | None, typer.Option("--api-key-env", help="The environment variable with its key.")
+]
 StoreOption = Annotated[StoreName, typer.Option(help="Where the vectors live.")]
 LocationOption = Annotated[str, typer.Option(help="A folder, or the URL of a server.")]
 CollectionOption = Annotated[str, typer.Option(help="The collection's name.")]
@@ -41,7 +48,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 
 INDEX_OPTIONS = (
     "model", "dimensions", "instruction", "device", "dtype", "quantization", "revision",
-    "lora",
+    "lora", "base_url", "api_key_env",
 )  # fmt: skip
 DEFAULT_LOCATION = "qwen3-index"
 DEFAULT_COLLECTION = "documents"

@@ -12,6 +12,8 @@ from .options import (
     DEFAULT_COLLECTION,
     DEFAULT_LOCATION,
     INDEX_OPTIONS,
+    ApiKeyOption,
+    BaseUrlOption,
     CollectionOption,
     DeviceOption,
     DimensionsOption,
@@ -44,6 +46,8 @@ def reindex(
     quantization: QuantizationOption = None,
     revision: RevisionOption = None,
     lora: LoraOption = None,
+    base_url: BaseUrlOption = None,
+    api_key_env: ApiKeyOption = None,
     storage: Annotated[
         str | None, typer.Option(help="float16, int8 or binary, on a Qdrant server.")
     ] = None,

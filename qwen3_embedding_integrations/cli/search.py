@@ -18,6 +18,8 @@ from .options import (
     DEFAULT_COLLECTION,
     DEFAULT_LOCATION,
     INDEX_OPTIONS,
+    ApiKeyOption,
+    BaseUrlOption,
     CollectionOption,
     DeviceOption,
     DimensionsOption,
@@ -53,7 +55,10 @@ def search(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
     lora: LoraOption = None,
+    base_url: BaseUrlOption = None,
+    api_key_env: ApiKeyOption = None,
     keywords: KeywordsOption = None,
     dense_only: Annotated[bool, typer.Option(help="By vectors alone, without keywords.")] = False,
     rerank: Annotated[
@@ -70,7 +75,7 @@ def search(
     from ..sharing import shared_reranker
     from ..stores import keywords_path, open_store
 
-    options = given(locals(), "model", "instruction", "device", "dtype", "quantization", "lora")
+    options = given(locals(), *(name for name in INDEX_OPTIONS if name != "dimensions"))
     with err.status("loading the model"):
         source = open_store(str(store), location, collection, options, create=False)
         words = keywords_path(location, collection, keywords)
@@ -106,19 +111,21 @@ def encode(
     quantization: QuantizationOption = None,
     revision: RevisionOption = None,
     lora: LoraOption = None,
+    base_url: BaseUrlOption = None,
+    api_key_env: ApiKeyOption = None,
     max_length: MaxLengthOption = None,
     on_too_long: TooLongOption = None,
 ) -> None:
     """Encode the lines of standard input, one text each, to a .npy array or JSON lines."""
     import numpy as np
 
-    from ..encoder import Qwen3Encoder
+    from ..sharing import shared_encoder
 
     if output.suffix not in {".npy", ".jsonl"}:
         raise ConfigError(f"--output is {output}; end it in .npy or .jsonl")
     options = given(locals(), *INDEX_OPTIONS, "max_length", "on_too_long")
     texts = [line.rstrip("\n") for line in sys.stdin]  # splitlines() would split at U+2028 too
-    with Qwen3Encoder(EncoderConfig.from_options(**options)) as encoder:
+    with shared_encoder(EncoderConfig.from_options(**options)) as encoder:
         encode_lines = encoder.encode_queries if role is Role.query else encoder.encode_documents
         vectors = encode_lines(texts)
     if output.suffix == ".npy":

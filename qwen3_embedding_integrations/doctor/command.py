@@ -17,7 +17,7 @@ from .report import REMEDIES, Diagnosis
 if TYPE_CHECKING:
     from rich.console import Console
 
-LOADING = "qwen3_embedding_integrations.core.loading"  # says what is chosen and why, at INFO
+CORE = "qwen3_embedding_integrations.core"  # says what is chosen and why, at INFO
 ENCODER_OPTIONS = ("dimensions", "dtype", "device", "quantization", "revision", "lora")
 COLORS = {"right": "green", "wrong": "red", "note": "yellow", "skipped": "dim"}
 COMPARED = {
@@ -89,7 +89,7 @@ def _diagnose_local(model: str | None, options: dict[str, Any], how: dict[str, A
     from ..sharing import shared_encoder
     from .diagnosis import diagnose
 
-    said, logger = StringIO(), logging.getLogger(LOADING)
+    said, logger = StringIO(), logging.getLogger(CORE)
     handler = logging.StreamHandler(said)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -14,6 +14,7 @@ from ..bench.machine import available_bytes, describe
 from ..contract import Encoder
 from ..core.checkpoint import locate_model, read_architecture, read_quantization
 from ..core.config import TINY, EngineConfig, check_range
+from ..core.exported import NOTE
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError
 from ..remote import RemoteEncoder, ServerClient
@@ -123,7 +124,8 @@ def _find_reference(
         return folder
     if ours is not None:
         folder = ours._loaded.folder  # pyright: ignore[reportPrivateUsage]
-        is_changed = read_quantization(folder) is not None or ours.contract.lora is not None
+        is_graph = (folder / NOTE).is_file()  # an export's, without weights
+        is_changed = is_graph or read_quantization(folder) is not None or ours.contract.lora
         return None if is_changed else folder
     return locate_model(EngineConfig(model=TINY)) if subject.model == TINY else None
 
@@ -172,5 +174,7 @@ def _describe_machine(encoder: Qwen3Encoder | None) -> dict[str, Any]:
     if encoder is not None:
         config = encoder._loaded.config  # pyright: ignore[reportPrivateUsage]
         resolved = {name: getattr(config, name) for name in RESOLVED}
-        described["encoder"] = {**resolved, "contract": encoder.contract.fingerprint}
+        contract = encoder.contract
+        own = {"quantization": contract.quantization, "contract": contract.fingerprint}
+        described["encoder"] = {**resolved, **own}
     return described

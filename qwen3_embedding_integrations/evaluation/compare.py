@@ -11,6 +11,7 @@ from ..contract import EmbeddingContract
 from ..core.config import MIN_DIMENSIONS, EncoderConfig, check_choice
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError
+from ..remote import RemoteEncoder
 from ..search import Reranker
 from .data import RetrievalSet
 from .lab import Lab, Scores, Setting, Trial, make_settings
@@ -114,13 +115,16 @@ def compare(
     check_choice("metric", metric, tuple(measure_ranking(dataset, {}).values))
     if any(grid.get("rerank_depth", ())) and reranker is None:
         raise ConfigError(f"rerank_depth is {grid['rerank_depth']}; give a reranker")
+    if config.is_remote and any(given := grid.get("quantization", ())):
+        raise ConfigError(f"quantization is {given}, which the server decides; leave it out")
+    make_encoder = RemoteEncoder.of if config.is_remote else Qwen3Encoder
     make_settings({"dimensions": [MIN_DIMENSIONS]} | grid, 1_000_000)  # before a model is loaded
     trials: list[Trial] = []
     contracts: dict[str | None, EmbeddingContract] = {}
     scores: Scores = {}
     for quantization in dict.fromkeys(grid.get("quantization", (None,))):
         options: dict[str, Any] = {"quantization": quantization, "dimensions": None}
-        with Qwen3Encoder(replace(config, **options)) as encoder:
+        with make_encoder(replace(config, **options)) as encoder:
             lab = Lab(encoder, dataset, reranker, scores)
             for setting in make_settings(grid, encoder.dimensions):
                 if setting.quantization == quantization:

@@ -20,6 +20,7 @@ from ..documents import make_splitter
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError
 from ..keywords import KeywordIndex
+from ..remote import RemoteEncoder
 from ..rows import Hit, Where
 from ..search import Qwen3Retriever, Reranker
 from .data import RetrievalSet
@@ -91,7 +92,7 @@ class Lab:
 
     def __init__(
         self,
-        encoder: Qwen3Encoder,
+        encoder: Qwen3Encoder | RemoteEncoder,
         dataset: RetrievalSet,
         reranker: Reranker | None,
         scores: Scores,

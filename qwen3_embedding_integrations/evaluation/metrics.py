@@ -36,7 +36,8 @@ class Results:
         Of queries the means. Of pairs Spearman's correlation and, for labels of 0 and 1, average
         precision, and accuracy and F1 at the best threshold for each; equal scores lie on one side
         of a threshold, as in scikit-learn. Computed here, since a library would take one resample
-        at a time. NaN where all labels of a resample are the same.
+        at a time. NaN where all labels of a resample are the same; where all scores are, which tell
+        nothing apart, Spearman's correlation is 0.
         """
         if not self.is_pairs:
             totals = weights.sum(axis=1)
@@ -103,9 +104,10 @@ def _classify(scores: Numbers, labels: Numbers, weights: Numbers) -> dict[str, N
 def _spearman(scores: Numbers, labels: Numbers, weights: Numbers) -> Numbers:
     first, second = _deviations(scores, weights), _deviations(labels, weights)
     shared = (weights * first * second).sum(axis=1)
-    spread = (weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1)
+    spreads = [(weights * ranks**2).sum(axis=1) for ranks in (first, second)]
     with np.errstate(invalid="ignore"):  # all labels of a resample are the same
-        return shared / np.sqrt(spread)
+        found = shared / np.sqrt(spreads[0] * spreads[1])
+    return np.where((spreads[0] == 0) & (spreads[1] > 0), 0.0, found)
 
 
 def _deviations(values: Numbers, weights: Numbers) -> Numbers:

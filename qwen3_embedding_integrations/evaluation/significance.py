@@ -40,8 +40,8 @@ def find_intervals(
     values = results.metrics(np.ones((1, len(results.ids))))
     drawn = [results.metrics(one) for one in _resample(len(results.ids), seed, num_resamples)]
     return {
-        name: Interval(float(value[0]), *_between(np.concatenate([one[name] for one in drawn])))
-        for name, value in values.items()
+        name: Interval(float(value), *_between(np.concatenate([one[name] for one in drawn]), value))
+        for name, (value,) in values.items()
     }
 
 
@@ -61,11 +61,11 @@ def compare_paired(
     values = _gains(results, baseline, np.ones((1, num_items)))
     drawn = [_gains(results, baseline, one) for one in _resample(num_items, seed, num_resamples)]
     tests: dict[str, PairedTest] = {}
-    for name, value in values.items():
+    for name, (value,) in values.items():
         gains = np.concatenate([one[name] for one in drawn])
         beyond = min(int((gains <= 0).sum()), int((gains >= 0).sum()))
         p_value = min(1.0, 2 * (beyond + 1) / (num_resamples + 1))
-        tests[name] = PairedTest(float(value[0]), *_between(gains), p_value)
+        tests[name] = PairedTest(float(value), *_between(gains, value), p_value)
     return tests
 
 
@@ -86,7 +86,8 @@ def _resample(num_items: int, seed: int, num_resamples: int) -> Iterator[Numbers
         yield counts.reshape(size, num_items).astype(np.float64)
 
 
-def _between(drawn: Numbers) -> tuple[float, float]:
-    # Without NaN: a resample of few pairs may hold one label only.
-    low, high = np.nanquantile(drawn, QUANTILES)
+def _between(drawn: Numbers, value: float) -> tuple[float, float]:
+    # Without NaN: a resample of few pairs may hold one label only, and so may all of them.
+    known = drawn[~np.isnan(drawn)]
+    low, high = np.quantile(known if len(known) else [value], QUANTILES)
     return float(low), float(high)

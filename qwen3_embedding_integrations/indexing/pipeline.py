@@ -51,10 +51,10 @@ class Host:
             ):
                 with attempt:
                     return call()
-        except Qwen3EmbeddingError:
-            raise
         except Exception as error:
             is_passing = self.sink.is_passing(error)
+            if isinstance(error, Qwen3EmbeddingError) and not is_passing:
+                raise
             verdict = f"did not recover in {self.retry_s:.0f} s" if is_passing else "failed"
             said = " ".join(str(error).split())  # gRPC's and Qdrant's are of many lines
             raise IndexingError(

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from qdrant_client import QdrantClient, models
 
 from ..contract import EmbeddingContract, Encoder
-from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions
+from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions, check_range
 from ..errors import ConfigError, ContractMismatchError
+from ..indexing.pipeline import Host
 from ..sharing import shared_encoder
 from .client import connect, current_name, stored_contract
 from .points import payloads_of, point_ids
@@ -30,7 +31,8 @@ class Qwen3Collection:
     its metadata; one that was made under another contract is refused with the differing fields
     (ContractMismatchError), unless `allow_mismatch=True`. `storage` is for a new collection on a
     server: "float16", "int8" or "binary" take 1/2, 1/4, 1/32 of float32's memory; the last two are
-    rescored by whole vectors on disk (`store.recall()` measures what that loses).
+    rescored by whole vectors on disk (`store.recall()` measures what that loses). While the server
+    is away, busy (429) or answers 5xx, a write is repeated for `retry_s` seconds.
 
     >>> from qwen3_embedding_integrations.qdrant import Qwen3Collection
     >>> articles = Qwen3Collection(":memory:", "articles", model="tiny")
@@ -47,11 +49,13 @@ class Qwen3Collection:
         model: str | None = None,
         encoder: Encoder | None = None,
         storage: Storage = "float32",
+        retry_s: int = 60,
         allow_mismatch: bool = False,
         **options: Unpack[EncoderOptions],
     ) -> None:
         if encoder is not None and (options or model):
             raise ConfigError("give either encoder or options, not both")
+        check_range("retry_s", retry_s, 0, 1_000_000)
         config = EncoderConfig.from_options(model or DEFAULT_MODEL, **options)
         self.encoder = encoder or shared_encoder(config)
         self._storage: Storage = storage
@@ -60,6 +64,7 @@ class Qwen3Collection:
         try:
             self.name = current_name(self.client, name)
             self.store = QdrantStore(self.client, self.name)
+            self._host = Host(self.store, retry_s)
             self._open(allow_mismatch=allow_mismatch)
         except BaseException:
             self.close()
@@ -77,7 +82,8 @@ class Qwen3Collection:
         strings (which become UUIDs, always the same ones); without ids, the same document gets the
         same id again, so that a repeated call changes nothing, and equal documents within a call
         stay apart. The document is kept in the payload under "document", beside what `payloads`
-        gives. Raises InputError before anything is written when the lists do not fit together.
+        gives. Raises InputError before anything is written when the lists do not fit together,
+        IndexingError when the server refuses a write or fails for longer than `retry_s`.
         """
         if isinstance(documents, str) or not isinstance(documents, Sequence):
             raise TypeError(f"documents is a {type(documents).__name__}; pass a list of str")
@@ -97,8 +103,11 @@ class Qwen3Collection:
         ids: Sequence[int | str],
         payloads: Sequence[dict[str, Any]],
     ) -> None:
-        """Write points whose vectors, (N, dimensions), are at hand; searchable on return."""
-        self.store.upload(vectors, ids=ids, payloads=payloads)
+        """Write points whose vectors, (N, dimensions), are at hand; searchable on return.
+
+        Raises IndexingError as `upsert` does.
+        """
+        self._host.ask("upsert", lambda: self.store.upload(vectors, ids=ids, payloads=payloads))
 
     def query(
         self,

@@ -77,32 +77,22 @@ class QdrantStore:
     def write(self, rows: Sequence[Row], vectors: Vectors, *, are_new: bool) -> None:
         """Write rows, searchable on return."""
         del are_new  # an upsert costs the same
-        # Not upload_collection: that waits for a host at its limits without end, and warns of it
-        # (qdrant-client 1.20).
-        points = [
-            models.PointStruct(id=row.id, vector=vector, payload=_payload(row))
-            for row, vector in zip(rows, vectors.tolist(), strict=True)
-        ]
-        for start in range(0, len(points), UPLOAD_SIZE):
-            with self._guard:
-                part = points[start : start + UPLOAD_SIZE]
-                self._client.upsert(self._collection, part, wait=True)
+        self.upload(vectors, ids=[row.id for row in rows], payloads=[_payload(row) for row in rows])
 
     def upload(
         self, vectors: Vectors, *, ids: Sequence[RowId], payloads: Sequence[dict[str, Any]]
     ) -> None:
         """Write points, searchable on return."""
-        for start in range(0, len(ids), UPLOAD_SIZE):
-            part = slice(start, start + UPLOAD_SIZE)
+        # Not upload_collection: that waits for a host at its limits without end, and warns of it
+        # (qdrant-client 1.20).
+        points = [
+            models.PointStruct(id=row_id, vector=vector, payload=payload)
+            for row_id, vector, payload in zip(ids, vectors.tolist(), payloads, strict=True)
+        ]
+        for start in range(0, len(points), UPLOAD_SIZE):
             with self._guard:
-                self._client.upload_collection(
-                    self._collection,
-                    vectors=vectors[part],
-                    payload=payloads[part],
-                    ids=ids[part],
-                    batch_size=UPLOAD_SIZE,
-                    wait=True,
-                )
+                part = points[start : start + UPLOAD_SIZE]
+                self._client.upsert(self._collection, part, wait=True)
 
     def ids_beyond(self, source: str, position: int) -> list[RowId]:
         """Return the ids of a source's rows at `position` and after it, last first."""

@@ -159,7 +159,9 @@ class RemoteEncoder(Held):
 
     def count_tokens(self, document: str) -> int:
         """Return how many tokens the server read for a document, asking it."""
-        num_tokens = self._ask_one(document).num_tokens
+        # Most servers refuse a blank text: it is read behind a letter, a token of its own.
+        letter = "" if document.strip() else "a"
+        num_tokens = self._ask_one(letter + document).num_tokens
         if num_tokens is None:
             raise RemoteError(
                 f"{self.config.base_url} does not say how many tokens it read "
@@ -167,7 +169,7 @@ class RemoteEncoder(Held):
                 url=str(self.config.base_url),
                 status=200,
             )
-        return num_tokens
+        return num_tokens - len(letter)
 
     def stats(self) -> EncoderStats:
         """Return the counts of texts, tokens, truncated texts, requests and retries so far."""
@@ -287,11 +289,8 @@ class RemoteEncoder(Held):
 
     def _note_width(self, answer: Answer) -> int:
         """Return the width of the server's vectors. Raises where it is not what it was."""
-        url, dimensions, width = (
-            self.config.base_url,
-            self.config.dimensions,
-            answer.vectors.shape[1],
-        )
+        url, dimensions = self.config.base_url, self.config.dimensions
+        width = answer.vectors.shape[1]
         with self._lock:
             known = self._width = self._width or width
         if width != known:

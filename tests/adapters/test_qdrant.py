@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
@@ -16,6 +17,7 @@ from qwen3_embedding_integrations import (
     ConfigError,
     ContractMismatchError,
     EncoderConfig,
+    IndexingError,
     InputError,
     Qwen3Encoder,
 )
@@ -27,7 +29,7 @@ from qwen3_embedding_integrations.qdrant import (
     stored_contract,
     stored_storage,
 )
-from tests.adapters.fake_qdrant import fake_qdrant
+from tests.adapters.fake_qdrant import Fault, fake_qdrant
 from tests.adapters.spy import spied_encoder
 
 QUERY = "How do I reset my password?"
@@ -483,7 +485,7 @@ def arrivals(sizes: list[int]) -> list[int]:
 
 
 def test_a_failed_upload_is_the_callers_error(tiny: Qwen3Encoder) -> None:
-    """An upload that the server refuses raises; the encoder serves the next call."""
+    """An upload that the server refuses raises, asked once; the encoder serves the next call."""
     with fake_qdrant() as (client, fake):
         opened = Qwen3Collection(client, "texts", encoder=tiny)
 
@@ -491,13 +493,35 @@ def test_a_failed_upload_is_the_callers_error(tiny: Qwen3Encoder) -> None:
             raise RuntimeError("disk full")
 
         fake.before_answer = refuse
-        with (
-            pytest.warns(UserWarning, match="Retrying"),
-            pytest.raises(Exception, match="disk full"),
-        ):
+        with pytest.raises(IndexingError, match=r"'texts' failed \(upsert: .*disk full"):
             opened.upsert(DOCUMENTS)
+        assert len(fake.request_sizes) == 1
         fake.before_answer = lambda: None
         assert len(opened.upsert(DOCUMENTS)) == len(DOCUMENTS)
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 1])
+def test_a_server_at_its_limits_is_outlasted(tiny: Qwen3Encoder, retry_after_s: int | None) -> None:
+    """A busy server gets the points once it takes them: each once, without a warning."""
+    with fake_qdrant() as (client, fake):
+        opened = Qwen3Collection(client, "texts", encoder=tiny)
+        fake.faults = [Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after_s)] * 2
+        assert fake.ids == [] != opened.upsert(DOCUMENTS)
+        assert (len(fake.ids), fake.faults) == (len(DOCUMENTS), [])
+
+
+@pytest.mark.parametrize("retry_s", [0, 2])
+def test_a_server_at_its_limits_for_good(tiny: Qwen3Encoder, retry_s: int) -> None:
+    """A server that says "come back in a second" for ever is asked for `retry_s`, then named."""
+    with fake_qdrant() as (client, fake):
+        opened = Qwen3Collection(client, "texts", encoder=tiny, retry_s=retry_s)
+        fake.faults = [Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 1)] * 1000
+        match = rf"'texts' did not recover in {retry_s} s \(upsert: ResourceExhausted"
+        with pytest.raises(IndexingError, match=match):
+            opened.upsert(DOCUMENTS)
+        assert (len(fake.faults) < 999) == bool(retry_s)
+        with pytest.raises(ConfigError, match="retry_s is -1"):
+            Qwen3Collection(client, "texts", encoder=tiny, retry_s=-1)
 
 
 def test_a_generator_of_documents_is_refused() -> None:

@@ -16,7 +16,9 @@ from qwen3_embedding_integrations import CachedEncoder, InputError, MemoryStore,
 from qwen3_embedding_integrations.evaluation import (
     PairSet,
     RetrievalSet,
+    compare_paired,
     evaluate,
+    find_intervals,
     measure_pairs,
     measure_ranking,
     rank_documents,
@@ -96,8 +98,9 @@ def test_weighted_metrics_are_those_of_repeated_items(items: list[tuple[int, int
         ),
         "accuracy": max(((scores >= one) == labels).mean() for one in thresholds),
     }
-    if len(set(scores.tolist())) > 1:
-        expected["spearman"] = scipy.stats.spearmanr(scores, labels).statistic
+    is_constant = len(set(scores.tolist())) == 1
+    statistic = 0.0 if is_constant else scipy.stats.spearmanr(scores, labels).statistic
+    expected["spearman"] = statistic
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-9), name
 
@@ -128,6 +131,22 @@ def test_equal_documents_rank_in_the_datasets_order() -> None:
     dataset = RetrievalSet("set", dict.fromkeys(ids, ""), {"q": ""}, {"q": {"d00": 1}})
     ranked = rank_vectors(dataset, documents[:1], documents, depth=7)["q"]
     assert ranked == [(id_, ranked[0][1]) for id_ in ids[::3]]
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1, 0], [0, 1, 2, 3]], ids=["binary", "graded"])
+def test_constant_scores_correlate_with_nothing(labels: list[float]) -> None:
+    """Scores that are all the same have the correlation 0, as has its interval, and a gain."""
+    results = measure_pairs(pairs(labels), [0.5] * 4)
+    assert find_intervals(results)["spearman"] == (0.0, 0.0, 0.0)
+    better = measure_pairs(pairs(labels), labels)
+    assert compare_paired(better, results)["spearman"].difference == pytest.approx(1.0)
+
+
+def test_no_interval_is_nan() -> None:
+    """Where all resamples hold one label only, the interval is the value."""
+    results = measure_pairs(pairs([0, 1]), [0.1, 0.9])
+    found = [find_intervals(results, num_resamples=1, seed=seed) for seed in range(8)]
+    assert np.isfinite([list(one.values()) for one in found]).all(), found
 
 
 def test_pairs_that_cannot_be_measured_are_refused() -> None:

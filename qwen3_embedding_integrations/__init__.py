@@ -107,52 +107,32 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CacheStats": "cache",
-    "CachedEncoder": "cache",
-    "Check": "doctor.report",
-    "Comparison": "evaluation",
-    "Diagnosis": "doctor.report",
-    "DiskStore": "cache",
-    "EmbeddingContract": "contract",
-    "Encoder": "contract",
-    "EncoderConfig": "core.config",
-    "EncoderReranker": "search",
-    "EncoderStats": "contract",
-    "Evaluation": "evaluation",
-    "ExportedModel": "export.command",
-    "Fault": "doctor.report",
-    "Hit": "rows",
-    "HybridStore": "hybrid",
-    "IndexReport": "indexing",
-    "KeywordIndex": "keywords",
-    "MemoryStore": "cache",
-    "QuantizedModel": "quantize",
-    "Qwen3Encoder": "encoder",
-    "Qwen3Reranker": "reranker",
-    "Qwen3Retriever": "search",
-    "RankedDocument": "reranker",
-    "RedisStore": "cache",
-    "RemoteEncoder": "remote",
-    "Reranker": "search",
-    "RerankerConfig": "core.config",
-    "RerankerStats": "reranker",
-    "SearchStore": "rows",
-    "compare": "evaluation",
-    "diagnose": "doctor.diagnosis",
-    "evaluate": "evaluation",
-    "export_model": "export.command",
-    "index_documents": "indexing",
-    "merge_lora": "merge",
-    "quantize_model": "quantize",
-    "shared_encoder": "sharing",
-    "shared_reranker": "sharing",
+    "cache": {"CacheStats", "CachedEncoder", "DiskStore", "MemoryStore", "RedisStore"},
+    "contract": {"EmbeddingContract", "Encoder", "EncoderStats"},
+    "core.config": {"EncoderConfig", "RerankerConfig"},
+    "doctor.diagnosis": {"diagnose"},
+    "doctor.report": {"Check", "Diagnosis", "Fault"},
+    "encoder": {"Qwen3Encoder"},
+    "evaluation": {"Comparison", "Evaluation", "compare", "evaluate"},
+    "export.command": {"ExportedModel", "export_model"},
+    "hybrid": {"HybridStore"},
+    "indexing": {"IndexReport", "index_documents"},
+    "keywords": {"KeywordIndex"},
+    "merge": {"merge_lora"},
+    "quantize": {"QuantizedModel", "quantize_model"},
+    "remote": {"RemoteEncoder"},
+    "reranker": {"Qwen3Reranker", "RankedDocument", "RerankerStats"},
+    "rows": {"Hit", "SearchStore"},
+    "search": {"EncoderReranker", "Qwen3Retriever", "Reranker"},
+    "sharing": {"shared_encoder", "shared_reranker"},
 }  # the rest are errors
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+    home = next((home for home, names in _HOMES.items() if name in names), "errors")
+    return getattr(import_module(f".{home}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from .contract import EmbeddingContract, EncoderStats
+from .contract import EmbeddingContract, EncoderStats, Vectors
 from .core.config import (
     EncoderConfig,
     check_instruction,
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from .core.inputs import InputRules, Inputs
     from .core.loaded import LoadedModel
     from .core.tokenizer import Tokenizer
-
-Vectors = npt.NDArray[np.float32]
 
 
 class Encoded(NamedTuple):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import queue
 import sqlite3
-import threading
-import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from .database import MEMORY, Database
 from .errors import ConfigError, InputError, StoreError
 from .references import Reference, agreement, ends_with_law
 from .terms import RULES_VERSION, Terms, split_text
@@ -59,15 +56,10 @@ class KeywordIndex:
 
     def __init__(self, path: str | Path) -> None:
         self._path = str(path)
-        self._pid = os.getpid()
         self._is_closed = False
-        self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
-        self._write_lock = threading.Lock()
-        self._of_parent: list[object] = []
-        self._is_memory = self._path == ":memory:"
-        if self._is_memory:  # all an index in memory has is one connection, handed round
-            self._idle.put(self._connect())
-        with self._transaction() as connection:
+        begin = [] if self._path == MEMORY else ["PRAGMA journal_mode = WAL"]
+        self._database = Database(self._path, begin, timeout_s=BUSY_TIMEOUT_S)
+        with self._connection(is_writer=True) as connection:
             self._prepare(connection)
 
     def write(self, ids: Sequence[str], texts: Sequence[str]) -> None:
@@ -77,7 +69,7 @@ class KeywordIndex:
         """
         _check(ids, texts)
         new = [(id_, text, _digest(text)) for id_, text in zip(ids, texts, strict=True)]
-        with self._transaction() as connection:
+        with self._connection(is_writer=True) as connection:
             stored = _digests(connection, ids)
             changed = [one for one in new if stored.get(one[0]) != one[2]]
             _delete(connection, [id_ for id_, _, _ in changed if id_ in stored])
@@ -87,7 +79,7 @@ class KeywordIndex:
     def delete(self, ids: Sequence[str]) -> None:
         """Take the texts of these ids out, in one transaction; unknown ids are no error."""
         _check(ids)
-        with self._transaction() as connection:
+        with self._connection(is_writer=True) as connection:
             _delete(connection, ids)
 
     def is_current(self, ids: Sequence[str], texts: Sequence[str]) -> list[bool]:
@@ -133,7 +125,7 @@ class KeywordIndex:
     def close(self) -> None:
         """Close the file; a call under way in another thread ends first."""
         self._is_closed = True
-        self._close_idle()
+        self._database.close()
 
     def __enter__(self) -> KeywordIndex:
         return self
@@ -141,72 +133,19 @@ class KeywordIndex:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_pid", None) == os.getpid():
-            self._close_idle()
-
     def __repr__(self) -> str:
         return f"KeywordIndex({self._path!r})"
-
-    @contextmanager
-    def _transaction(self) -> Generator[sqlite3.Connection]:
-        with self._connection(is_writer=True) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
 
     @contextmanager
     def _connection(self, *, is_writer: bool = False) -> Generator[sqlite3.Connection]:
         if self._is_closed:
             raise StoreError(f"the keyword index {self._path} is closed; open it again")
-        if os.getpid() != self._pid:
-            self._forget_parent()
-        if is_writer:
-            self._write_lock.acquire()
+        lend = self._database.transaction if is_writer else self._database.connection
         try:
-            connection = self._take()
-            try:
+            with lend() as connection:
                 yield connection
-            finally:
-                self._idle.put(connection)
-                if self._is_closed:
-                    self._close_idle()
         except (sqlite3.Error, UnicodeEncodeError) as error:
             raise self._failure(error) from error
-        finally:
-            if is_writer:
-                self._write_lock.release()
-
-    def _take(self) -> sqlite3.Connection:
-        try:
-            return self._idle.get(block=self._is_memory)
-        except queue.Empty:
-            return self._connect()
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        deadline = time.monotonic() + BUSY_TIMEOUT_S
-        while not self._is_memory:
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError as error:
-                # The change to WAL does not wait for other processes by itself.
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    connection.close()
-                    raise
-                time.sleep(0.01)
-            except sqlite3.Error:
-                connection.close()
-                raise
-        return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -221,21 +160,6 @@ class KeywordIndex:
         for statement in SCHEMA:
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {RULES_VERSION}")
-
-    def _close_idle(self) -> None:
-        while True:
-            try:
-                self._idle.get_nowait().close()
-            except queue.Empty:
-                return
-
-    def _forget_parent(self) -> None:
-        if self._is_memory:
-            raise StoreError("an index in memory does not cross a fork; give a path")
-        # SQLite's connections must not be used across a fork, nor closed: kept, and not touched.
-        self._of_parent += [self._idle, self._write_lock]
-        self._idle, self._write_lock = queue.LifoQueue(), threading.Lock()
-        self._pid = os.getpid()
 
     def _failure(self, error: Exception) -> StoreError:
         hints = {

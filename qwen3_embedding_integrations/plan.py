@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .core.config import MIN_DIMENSIONS, check_range
+from .core.config import MIN_DIMENSIONS, check_choice, check_range
 from .errors import ConfigError, InputError
 
 if TYPE_CHECKING:  # arithmetic waits for no torch
@@ -156,10 +156,9 @@ def make_plan(
             f"num_tokens is {num_tokens:g}; a text holds {MAX_TOKENS} at most, so longer documents "
             "are cut into pieces: give the number and the length of the pieces"
         )
-    if size is not None and size not in SIZES:
-        raise ConfigError(f"size is {size!r}; choose one of {', '.join(SIZES)}")
-    if storage not in BYTES_PER_NUMBER:
-        raise ConfigError(f"storage is {storage!r}; choose one of {', '.join(BYTES_PER_NUMBER)}")
+    if size is not None:
+        check_choice("size", size, tuple(SIZES))
+    check_choice("storage", storage, tuple(BYTES_PER_NUMBER))
     widest = SIZES[size].width if size else 1_000_000
     width = widest if dimensions is None and size else dimensions
     check_range("dimensions", width, MIN_DIMENSIONS, widest)

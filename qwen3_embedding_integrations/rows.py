@@ -8,13 +8,9 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from .contract import EmbeddingContract
+from .contract import EmbeddingContract, Vectors
 from .documents import Document
 
-Vectors = npt.NDArray[np.float32]
 RowId = str | int
 Where = Mapping[str, Any]
 

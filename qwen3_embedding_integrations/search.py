@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
-from .contract import Encoder
+from .contract import Encoder, Vectors
+from .core.config import check_choice, check_range
 from .errors import ConfigError, InputError
-from .fusion import Ranking, fuse_ranks, fuse_scores
+from .fusion import fuse_ranks, fuse_scores
 from .keywords import KeywordIndex
 from .rows import Hit, SearchStore, Where
 
-Vector = npt.NDArray[np.float32]
 Fusion = Literal["scores", "ranks"]
 
 # Chosen on development questions: benchmarks/search.py, benchmarks/results/search.md.
@@ -91,12 +91,10 @@ class Qwen3Retriever:
         dense_weight: float | None = None,
         candidates: int = 100,
     ) -> None:
-        if fusion not in FUSIONS:
-            raise ConfigError(f"fusion is {fusion!r}; choose one of {', '.join(FUSIONS)}")
+        check_choice("fusion", fusion, tuple(FUSIONS))
+        check_range("candidates", candidates, 1, MAX_RESULTS)
         if dense_weight is not None and not 0 <= dense_weight <= 1:
             raise ConfigError(f"dense_weight is {dense_weight}; choose a number from 0 to 1")
-        if not 1 <= candidates <= MAX_RESULTS:
-            raise ConfigError(f"candidates is {candidates}; choose from 1 to {MAX_RESULTS:,}")
         self.store = store
         self.encoder = encoder
         self.keywords = keywords
@@ -150,33 +148,64 @@ class Qwen3Retriever:
     def _search(
         self,
         query: str,
-        vector: Vector,
+        vector: Vectors,
         limit: int,
         offset: int,
         where: Where | None,
         instruction: str | None,
     ) -> list[Hit]:
-        walk = _Walk(self.store, self.keywords, query, vector, where, self.candidates)
+        size, found = self.candidates, self._matches(query, where)
         ranked: list[Hit] = []
         seen: set[str] = set()
         # The ranking is made in blocks of as many candidates, each fused by itself: a block does
         # not depend on how many are asked for, so pages of any size fit together.
-        while len(ranked) < offset + limit and (block := walk.next_block(self._fused)):
-            new = [hit for hit in block if hit.id not in seen]
+        for end in count(size, size):
+            dense = self.store.nearest(vector, limit=end, where=where)[end - size :]
+            matches = list(islice(found, size))
+            block = self._fused(dense, matches)
             if not ranked:
-                new = self._first_block(query, new, walk.named, instruction)
+                block = self._first_block(query, block, where, instruction)
+            new = [hit for hit in block if hit.id not in seen]
             seen.update(hit.id for hit in new)
             ranked += _falling(new, ranked[-1].score if ranked else None)
+            is_last = max(len(dense), len(matches)) < size
+            if is_last or len(ranked) >= offset + limit:
+                break
         return ranked[offset : offset + limit]
 
-    def _fused(self, dense: Ranking, keywords: Ranking) -> list[tuple[str, float]]:
-        return self._fuse(dense, keywords, dense_weight=self.dense_weight)
+    def _matches(self, query: str, where: Where | None) -> Iterator[Hit]:
+        """Yield what the keywords find, as far as the store has it and the filter allows it."""
+        num_asked, num_found = self.candidates, 0
+        while self.keywords is not None:
+            found = dict(self.keywords.search(query, num_asked, offset=num_found))
+            for hit in self._fetch(list(found), where):
+                yield hit._replace(score=found[hit.id])
+            if len(found) < num_asked:
+                return
+            num_found += len(found)
+            num_asked *= 4  # a filter that few texts pass: fewer, larger looks
+
+    def _fetch(self, ids: list[str], where: Where | None) -> list[Hit]:
+        parts = (ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE))
+        return [hit for part in parts for hit in self.store.fetch(part, where=where)]
+
+    def _fused(self, dense: list[Hit], matches: list[Hit]) -> list[Hit]:
+        """Return the hits of both rankings, best first."""
+        if self.keywords is None:
+            return dense
+        hits = {hit.id: hit for hit in (*matches, *dense)}
+        scores = self._fuse(_ranking(dense), _ranking(matches), dense_weight=self.dense_weight)
+        return [hits[id_]._replace(score=score) for id_, score in scores]
 
     def _first_block(
-        self, query: str, hits: list[Hit], named: dict[str, float], instruction: str | None
+        self, query: str, hits: list[Hit], where: Where | None, instruction: str | None
     ) -> list[Hit]:
         """Return the hits in their final order: reranked, and what the query names first."""
-        if self.reranker is not None:
+        named = {} if self.keywords is None else dict(self.keywords.find_references(query))
+        known = {hit.id for hit in hits}
+        added = self._fetch([id_ for id_ in named if id_ not in known], where)
+        hits = [*hits, *(hit._replace(score=0.0) for hit in added)]
+        if self.reranker is not None and hits:
             some = hits[: self.candidates]
             texts = [hit.text for hit in some]
             # Only where it is given: a reranker of another make need not know instructions.
@@ -192,74 +221,6 @@ class Qwen3Retriever:
         top = max(hit.score for hit in hits)
         rest = [hit for hit in hits if hit.id not in named]
         return [hit._replace(score=top) for hit in first] + rest
-
-
-class _Walk:
-    """The candidates of one query, block by block, from both rankings."""
-
-    def __init__(
-        self,
-        store: SearchStore,
-        keywords: KeywordIndex | None,
-        query: str,
-        vector: Vector,
-        where: Where | None,
-        size: int,
-    ) -> None:
-        self._store, self._keywords, self._query = store, keywords, query
-        self._vector, self._where, self._size = vector, where, size
-        self._num_dense = self._num_keywords = 0
-        self._matches: list[Hit] = []  # found by keywords, allowed by the filter, not yet used
-        self._has_more_dense, self._has_more_matches = True, keywords is not None
-        self.named: dict[str, float] = {}  # texts that a reference names, with their rank
-
-    def next_block(self, fuse: Callable[[Ranking, Ranking], list[tuple[str, float]]]) -> list[Hit]:
-        """Return the next candidates of both rankings, fused; empty at the end."""
-        named = self._find_named() if not self._num_dense else []
-        dense = self._next_dense()
-        matches = self._next_matches()
-        if self._keywords is None:
-            return dense
-        hits = {hit.id: hit for hit in (*named, *matches, *dense)}
-        scores = dict(fuse(_ranking(dense), _ranking(matches)))
-        for hit in named:
-            scores.setdefault(hit.id, 0.0)  # behind the others, until it is put first
-        return [hits[id_]._replace(score=score) for id_, score in scores.items()]
-
-    def _find_named(self) -> list[Hit]:
-        found = self._keywords.find_references(self._query) if self._keywords else []
-        self.named = dict(found)
-        return self._fetch([id_ for id_, _ in found])
-
-    def _next_dense(self) -> list[Hit]:
-        start, end = self._num_dense, self._num_dense + self._size
-        if not self._has_more_dense:
-            return []
-        hits = self._store.nearest(self._vector, limit=end, where=self._where)
-        self._num_dense, self._has_more_dense = end, len(hits) == end
-        return hits[start:]
-
-    def _next_matches(self) -> list[Hit]:
-        """Return the next keyword hits that the store has and the filter allows."""
-        num_asked = self._size
-        while (
-            self._keywords is not None
-            and self._has_more_matches
-            and len(self._matches) < self._size
-        ):
-            found = self._keywords.search(self._query, num_asked, offset=self._num_keywords)
-            self._num_keywords += len(found)
-            self._has_more_matches = len(found) == num_asked
-            scores = dict(found)
-            fetched = self._fetch(list(scores))
-            self._matches += [hit._replace(score=scores[hit.id]) for hit in fetched]
-            num_asked *= 4  # a filter that few texts pass: fewer, larger looks
-        block, self._matches = self._matches[: self._size], self._matches[self._size :]
-        return block
-
-    def _fetch(self, ids: list[str]) -> list[Hit]:
-        parts = (ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE))
-        return [hit for part in parts for hit in self._store.fetch(part, where=self._where)]
 
 
 def _ranking(hits: Sequence[Hit]) -> list[tuple[str, float]]:

@@ -5,41 +5,30 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
-from .core.config import EncoderConfig, EngineConfig, RerankerConfig
+from .core.config import EncoderConfig, RerankerConfig
 from .encoder import Qwen3Encoder
 from .remote import RemoteEncoder
 from .reranker import Qwen3Reranker
 
-if TYPE_CHECKING:
-    from .core.loaded import LoadedModel
-    from .core.pairs import PairTokenizer
-    from .core.tokenizer import Tokenizer
-
-C = TypeVar("C", EncoderConfig, RerankerConfig)
-M = TypeVar("M", Qwen3Encoder, Qwen3Reranker)
-Resolve = Callable[[EngineConfig], EngineConfig]
-L = TypeVar("L", "LoadedModel[Tokenizer]", "LoadedModel[PairTokenizer]")
+T = TypeVar("T")
 
 
 @dataclass
 class _Slot:
-    """The one copy of the weights of an EngineConfig in this process, for one kind of model."""
+    """The one thing of its key in this process, and who may make it."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    loaded: Any = None  # L of the kind
+    held: Any = None
 
 
 @dataclass
 class _Registry:
     lock: threading.Lock = field(default_factory=threading.Lock)
-    slots: dict[tuple[type, EngineConfig], _Slot] = field(
-        default_factory=dict[tuple[type, EngineConfig], _Slot]
-    )
-    models: dict[EngineConfig, Any] = field(default_factory=dict[EngineConfig, Any])
+    slots: dict[Hashable, _Slot] = field(default_factory=dict[Hashable, _Slot])
 
 
 _registry = _Registry()
@@ -62,10 +51,17 @@ def shared_encoder(
     """
     config = EncoderConfig.of(config)
     if config.is_remote:
-        return _remote_encoder(config)
-    from .core.exported import encoder_backend
+        return _kept(config, lambda: RemoteEncoder.of(config), lambda one: one.is_closed)
 
-    return _shared(config, encoder_backend, Qwen3Encoder.over)
+    def make() -> Qwen3Encoder:
+        from .core.exported import encoder_backend
+
+        resolve, load = encoder_backend(config)
+        engine = resolve(config.engine)  # "auto" and what it comes to are one engine
+        loaded = _kept(("encoder", engine), lambda: load(engine), lambda one: one.engine.is_closed)
+        return Qwen3Encoder.over(loaded, config)
+
+    return _kept(config, make, lambda one: one.is_closed)
 
 
 def shared_reranker(config: RerankerConfig | str | None = None) -> Qwen3Reranker:
@@ -74,45 +70,29 @@ def shared_reranker(config: RerankerConfig | str | None = None) -> Qwen3Reranker
     Rerankers that differ only in instruction, max_length or on_too_long share one copy of the
     weights and one queue. Safe in threads and after a fork, as `shared_encoder`.
     """
-    from .core.loading import load_reranker, resolve
+    config = RerankerConfig.of(config)
 
-    return _shared(
-        RerankerConfig.of(config), lambda _: (resolve, load_reranker), Qwen3Reranker.over
-    )
+    def make() -> Qwen3Reranker:
+        from .core.loading import load_reranker, resolve
+
+        engine = resolve(config.engine)
+        loaded = _kept(
+            ("reranker", engine), lambda: load_reranker(engine), lambda one: one.engine.is_closed
+        )
+        return Qwen3Reranker.over(loaded, config)
+
+    return _kept(config, make, lambda one: one.is_closed)
 
 
-def _shared(
-    config: C,
-    backend_of: Callable[[C], tuple[Resolve, Callable[[EngineConfig], L]]],
-    over: Callable[[L, C], M],
-) -> M:
+def _kept(key: Hashable, make: Callable[[], T], is_closed: Callable[[T], bool]) -> T:
+    """Return what has this key, made by whoever asks first; the others of the key wait."""
     registry = _registry
     with registry.lock:
-        model = registry.models.get(config)
-        if model is not None and not model.is_closed:
-            return model
-    resolve, load = backend_of(config)
-    engine_config = resolve(config.engine)  # "auto" and what it comes to are one engine
-    with registry.lock:
-        slot = registry.slots.setdefault((type(config), engine_config), _Slot())
+        slot = registry.slots.setdefault(key, _Slot())
     with slot.lock:  # its own: another model loads meanwhile
-        if slot.loaded is None or slot.loaded.engine.is_closed:
-            slot.loaded = load(engine_config)
-        with registry.lock:
-            model = registry.models.get(config)
-            if model is None or model.is_closed:
-                model = over(slot.loaded, config)
-                registry.models[config] = model
-            return model
-
-
-def _remote_encoder(config: EncoderConfig) -> RemoteEncoder:
-    registry = _registry
-    with registry.lock:
-        encoder = registry.models.get(config)
-        if encoder is None or encoder.is_closed:
-            encoder = registry.models[config] = RemoteEncoder.of(config)
-        return encoder
+        if slot.held is None or is_closed(slot.held):
+            slot.held = make()
+        return slot.held
 
 
 def _forget_after_fork() -> None:

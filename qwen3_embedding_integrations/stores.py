@@ -246,21 +246,11 @@ def _required(contract: EmbeddingContract | None, collection: str) -> EmbeddingC
     return contract
 
 
-def read_contract(store: str, location: str, collection: str) -> EmbeddingContract | None:
+def read_contract(store: str, location: str, collection: str) -> EmbeddingContract:
     """Return the contract stored in a collection, without loading a model."""
     _require_folder(location)
-    with _failures_named(store, location):
-        if store == "chroma":
-            from . import chroma
-
-            found = chroma.find_collection(chroma.connect(location), collection)
-            return chroma.stored_contract(found) if found else None
-        from . import qdrant
-
-        with closing(qdrant.connect(location)) as client:
-            current = qdrant.current_name(client, collection)
-            exists = client.collection_exists(current)
-            return qdrant.stored_contract(client, current) if exists else None
+    with _failures_named(store, location), _versions(store, location, collection) as versions:
+        return versions.contract
 
 
 def merge(stored: EncoderConfig | None, options: dict[str, Any]) -> EncoderConfig:

@@ -168,7 +168,6 @@ def test_a_failed_installation_leaves_no_environment(
         (["--against", "vllm"], "'vllm'; choose one of 'sentence-transformers', 'onnxruntime'"),
         (["--modes", "int4"], "'int4'; choose one of 'int8', 'bfloat16', 'float32'"),
         (["--modes", "int8", "--against", "sentence-transformers"], "runs in float32, bfloat16"),
-        (["--device", "cuda"], "choose 'cpu'"),
         (["--rounds", "0"], "rounds is 0"),
         (["--lengths", "1,many"], "'many'"),
         (["--model", "tiny", "--lengths", "1,4096"], "reads 2048 tokens at most"),

@@ -301,7 +301,7 @@ async def test_async_results_are_the_sync_ones_and_the_loop_runs(hybrid: Qwen3Re
 def test_options_that_cannot_be_are_refused(store: MemoryStore, tiny: Qwen3Encoder) -> None:
     """Each wrong option is named with its value and what is allowed."""
     for options, message in [
-        ({"fusion": "best"}, "fusion is 'best'; choose one of scores, ranks"),
+        ({"fusion": "best"}, "fusion is 'best'; choose one of 'scores', 'ranks'"),
         ({"dense_weight": 1.5}, "dense_weight is 1.5; choose a number from 0 to 1"),
         ({"candidates": 0}, "candidates is 0"),
         ({"reranker": object()}, "reranker is a object"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import MissingDependencyError
 from .options import OURS
 
-if TYPE_CHECKING:
+try:
+    from matplotlib import rc_context
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise MissingDependencyError("matplotlib", extra="bench", reason=error) from error
 
 OUR_COLOUR, PEER_COLOUR, TEXT_COLOUR = "#1f6feb", "#b1bac4", "#24292f"
 ROW_INCHES = 0.32
@@ -23,19 +26,8 @@ PANELS = (
 )
 
 
-def check_matplotlib() -> None:
-    """Raise MissingDependencyError unless a chart can be drawn."""
-    try:
-        importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", extra="bench", reason=error) from error
-
-
 def draw(result: dict[str, Any], path: Path) -> None:
     """Write the chart as `path`.svg and `path`.png."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     engines = [one for one in result["engines"] if "failed" not in one]
     height = 1.3 + ROW_INCHES * max(1, len(engines))
     # A fixed salt and no date: the same result gives the same file.

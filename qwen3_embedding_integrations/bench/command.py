@@ -42,16 +42,14 @@ def bench(
     work_dir: Annotated[
         Path | None, typer.Option(help="Keeps models and peers; default: removed at the end.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu; others are not measured yet.")] = "cpu",
 ) -> None:
-    """Measure this machine's throughput and latency, beside other engines in the same run."""
+    """Measure this processor's throughput and latency, beside other engines in the same run."""
     from .options import BenchOptions
 
     options = BenchOptions(
         model=model,
         modes=_split(modes),
         against=_split(against),
-        device=device,
         num_texts=texts,
         num_rounds=rounds,
         num_queries=queries,

@@ -160,24 +160,16 @@ def our_contender(model: Path, mode: str, work: Path, engine: str = OURS) -> Con
 
 
 def peer_contender(peer: str, mode: str, model: Path, model_hash: str, work: Path) -> Contender:
-    """Return a peer in a mode, installed and the model converted for it, or its failure."""
+    """Return a peer in a mode, installed; or what became of that in `failed`."""
     product = PEERS[peer].requirements[0]
     form = PEERS[peer].modes[mode]
     # What a peer made of one model must not be taken for what it makes of another.
     made = work / f"{product}-{form}-{model_hash[:8]}"
-    script = [*_python(peer, work), str(Path(__file__).with_name("peers.py"))]
-    command = [*script, "measure", peer, str(model), str(made), mode]
+    script = str(Path(__file__).with_name("peers.py"))
+    command = [*_python(peer, work), script, peer, mode, str(model), str(made)]
     contender = Contender(engine=peer, mode=mode, work=work, command=command)
     try:
         install_peer(peer, work)
-        if form is not None and not made.exists():
-            # What was interrupted must not look made.
-            partial = made.with_name(made.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            convert = [*script, "convert", peer, str(model), str(partial), form]
-            run(convert, work / f"{contender.name}.log")
-            partial.rename(made)
     except EngineError as error:
         contender.failed = str(error)
     return contender

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from ..core.linear import int8_product
 
 FLAGS = ("avx2", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
-PACKAGES = ("qwen3-embedding-integrations", "torch", "tokenizers", "numpy")
+PACKAGES = ("qwen3-embedding-integrations", "torch", "tokenizers", "safetensors", "numpy")
 
 WIDTH_IN, WIDTH_OUT = 1024, 3072  # of the measured products: the 0.6B model's MLP
 ROWS = (1, 16, 128, 1024)

@@ -28,7 +28,6 @@ class BenchOptions:
     model: str = RANDOM  # "random", "tiny", a folder or a hub id
     modes: tuple[str, ...] = tuple(ARITHMETIC)  # ours, and the peers' in the same arithmetic
     against: tuple[str, ...] = ()  # peers, each installed in a virtual environment of its own
-    device: str = "cpu"
     num_texts: int = 96
     num_rounds: int = 3
     num_queries: int = 20
@@ -37,10 +36,6 @@ class BenchOptions:
     work_dir: Path | None = None  # keeps models and peers; None: removed at the end
 
     def __post_init__(self) -> None:
-        if self.device != "cpu":
-            raise ConfigError(
-                f"device is {self.device!r}; bench measures CPUs so far: choose 'cpu'"
-            )
         if not self.modes:
             raise ConfigError(f"modes is empty; choose among {', '.join(ARITHMETIC)}")
         for mode in self.modes:

@@ -1,9 +1,8 @@
 """Runs one other engine on token ids: what `bench --against` starts.
 
-Run by path, in a virtual environment that holds PEERS[PEER].requirements and not this package, on
-Linux: `peers.py convert PEER MODEL_FOLDER FOLDER FORM` writes what the peer loads from FOLDER, and
-`peers.py measure PEER MODEL_FOLDER FOLDER MODE` loads it and answers the request on stdin, JSON,
-with what `measure` returns.
+Run by path, on Linux, in a virtual environment that holds PEERS[PEER].requirements and not this
+package: `peers.py PEER MODE MODEL_FOLDER FOLDER` loads the model from what the first run wrote to
+FOLDER, and answers the request on stdin, JSON, with what `measure` returns.
 """
 
 from __future__ import annotations
@@ -321,21 +320,29 @@ def encode(embed: Embed, texts: Texts, batch_size: int) -> NDArray[np.float32]:
     return vectors
 
 
-def main(action: str, name: str, model: str, folder: str, form_or_mode: str) -> None:
-    """Convert the model, or load what was made of it and answer the request."""
-    peer = PEERS[name]
-    if action == "convert":
-        assert peer.convert is not None
-        peer.convert(Path(model), Path(folder), form_or_mode)
+def convert_once(peer: Peer, form: str | None, model: Path, folder: Path) -> None:
+    """Write the peer's form of the model to `folder`, unless it is there or it has none."""
+    if peer.convert is None or form is None or folder.exists():
         return
+    partial = folder.with_name(folder.name + ".partial")  # what was interrupted must not look made
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    peer.convert(model, partial, form)
+    partial.rename(folder)
+
+
+def main(name: str, mode: str, model: str, folder: str) -> None:
+    """Load the model, converted if need be, and answer the request."""
+    peer = PEERS[name]
     # Whatever the products print goes to stderr: stdout is the answer's alone.
     reply = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     request = json.load(sys.stdin)
     batch_size, texts = request["batch_size"], request["documents"] + request["queries"]
     room = (min(batch_size, len(texts)), max(map(len, texts)))
+    convert_once(peer, peer.modes[mode], Path(model), Path(folder))
     start = time.perf_counter()
-    embed = peer.load(Path(model), Path(folder), form_or_mode, room)
+    embed = peer.load(Path(model), Path(folder), mode, room)
     about: dict[str, Any] = {"load_s": time.perf_counter() - start}
     about["version"] = importlib.metadata.version(peer.requirements[0].partition("==")[0])
     about["resident_bytes"] = resident_bytes("VmRSS")

@@ -34,7 +34,6 @@ def run_bench(options: BenchOptions, command: str, report: Report) -> dict[str, 
     or that ends, has its reason in place of results. Raises ConfigError, MissingDependencyError,
     ModelError, and EngineError when ours cannot give the reference vectors.
     """
-    chart.check_matplotlib()  # before an hour's work
     with ExitStack() as stack:
         work = options.work_dir or Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
         work = work.absolute()

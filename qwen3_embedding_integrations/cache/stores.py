@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ..core.config import check_range, check_type
+from ..database import Database
 from ..errors import ConfigError, MissingDependencyError
 
 T = TypeVar("T")
@@ -22,18 +21,22 @@ T = TypeVar("T")
 # place in an OrderedDict (measured with tracemalloc, 3.11, and rounded up).
 ENTRY_OVERHEAD_BYTES = 300
 
-TABLE = """CREATE TABLE IF NOT EXISTS entries (
-    number INTEGER PRIMARY KEY,  -- in order of writing
-    key BLOB NOT NULL UNIQUE,
-    entry BLOB NOT NULL
-)"""
-PAGE_BYTES = 16384  # an entry of 1,024 float32 would fill half of two pages of the default 4,096
+BEGIN = (
+    # Of a new file: an entry of 1,024 float32 would fill half of two pages of the default 4,096.
+    "PRAGMA page_size = 16384",
+    "PRAGMA journal_mode = WAL",
+    # What a power cut takes is encoded again; a killed process loses nothing.
+    "PRAGMA synchronous = NORMAL",
+    """CREATE TABLE IF NOT EXISTS entries (
+        number INTEGER PRIMARY KEY,  -- in order of writing
+        key BLOB NOT NULL UNIQUE,
+        entry BLOB NOT NULL
+    )""",
+)
 BUSY_TIMEOUT_S = 1.0  # another process writes for milliseconds
 
 DAY_S = 24 * 60 * 60
 MAX_AT_ONCE = 500  # entries of a question, a transaction or a command: 2 MB at the 0.6B's width
-
-_inherited: list[sqlite3.Connection] = []  # of a parent process: SQLite forbids even to close them
 
 
 class Store(Protocol):
@@ -63,10 +66,6 @@ class MemoryStore:
     def __init__(self, max_bytes: int = 256 * 2**20) -> None:
         check_range("max_bytes", max_bytes, 1, 2**50)
         self.max_bytes = max_bytes
-        self._reset()
-
-    def _reset(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._entries: OrderedDict[bytes, bytes] = OrderedDict()
         self._stored_bytes = 0
@@ -78,7 +77,7 @@ class MemoryStore:
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the entries that are here; they were used now."""
-        with self._locked():
+        with self._lock:
             found = {key: self._entries[key] for key in keys if key in self._entries}
             for key in found:
                 self._entries.move_to_end(key)
@@ -86,7 +85,7 @@ class MemoryStore:
 
     def put(self, entries: Mapping[bytes, bytes]) -> None:
         """Keep the entries; one that is larger than all the room is not kept."""
-        with self._locked():
+        with self._lock:
             for key, entry in entries.items():
                 self._forget(key)
                 num_bytes = len(entry) + ENTRY_OVERHEAD_BYTES
@@ -99,7 +98,7 @@ class MemoryStore:
 
     def close(self) -> None:
         """Forget every entry."""
-        with self._locked():
+        with self._lock:
             self._entries.clear()
             self._stored_bytes = 0
 
@@ -107,11 +106,6 @@ class MemoryStore:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._stored_bytes -= len(entry) + ENTRY_OVERHEAD_BYTES
-
-    def _locked(self) -> threading.Lock:
-        if self._process != os.getpid():  # a fork may have copied the lock locked
-            self._reset()
-        return self._lock
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.max_bytes,)  # another process starts with an empty one
@@ -134,20 +128,18 @@ class DiskStore:
         self.path = Path(path).expanduser().absolute()
         self.name = f"disk {self.path}"
         self.max_bytes = max_bytes
-        self._connection: sqlite3.Connection | None = None
-        self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._database = Database(str(self.path), BEGIN, timeout_s=BUSY_TIMEOUT_S)
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of the file's used pages."""
-        with self._connected() as connection:
+        with self._open().connection() as connection:
             return _used_bytes(connection)
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the entries that are here."""
         found: dict[bytes, bytes] = {}
-        with self._connected() as connection:
+        with self._open().connection() as connection:
             for some in _in_parts(keys):
                 marks = ",".join("?" * len(some))
                 question = f"SELECT key, entry FROM entries WHERE key IN ({marks})"
@@ -156,38 +148,22 @@ class DiskStore:
 
     def put(self, entries: Mapping[bytes, bytes]) -> None:
         """Write the entries, then delete the oldest ones until the file's used pages fit."""
-        with self._connected() as connection:
-            for some in _in_parts(entries.items()):
-                connection.execute("BEGIN IMMEDIATE")
-                with connection:
-                    # Not an update: an entry written again is the newest.
-                    connection.executemany(
-                        "INSERT OR REPLACE INTO entries (key, entry) VALUES (?, ?)", some
-                    )
-                    _trim(connection, self.max_bytes)
+        database = self._open()
+        for some in _in_parts(entries.items()):
+            with database.transaction() as connection:
+                # Not an update: an entry written again is the newest.
+                connection.executemany(
+                    "INSERT OR REPLACE INTO entries (key, entry) VALUES (?, ?)", some
+                )
+                _trim(connection, self.max_bytes)
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            if self._connection is not None and self._process == os.getpid():
-                self._connection.close()
-                self._connection = None
+        self._database.close()
 
-    def __del__(self) -> None:
-        # Not by the garbage collector: from 3.13 on sqlite3 warns of that.
-        if getattr(self, "_connection", None) is not None:
-            self.close()
-
-    @contextmanager
-    def _connected(self) -> Generator[sqlite3.Connection]:
-        if self._process != os.getpid():
-            if self._connection is not None:
-                _inherited.append(self._connection)
-            self._connection, self._lock, self._process = None, threading.Lock(), os.getpid()
-        with self._lock:
-            if self._connection is None:
-                self._connection = _connect(self.path)
-            yield self._connection
+    def _open(self) -> Database:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self._database
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.max_bytes)
@@ -276,23 +252,6 @@ def _in_parts(items: Iterable[T]) -> Iterator[list[T]]:
     rest = iter(items)
     while part := list(islice(rest, MAX_AT_ONCE)):
         yield part
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(
-        path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-    )
-    try:
-        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file
-        connection.execute("PRAGMA journal_mode = WAL")
-        # What a power cut takes is encoded again; a killed process loses nothing.
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(TABLE)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:

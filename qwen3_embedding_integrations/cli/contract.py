@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.config import EncoderConfig
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError
 from .options import (
     DEFAULT_COLLECTION,
     DEFAULT_LOCATION,
@@ -54,7 +54,9 @@ def show_contract(
     elif options:
         raise ConfigError(f"--location shows what is stored; leave out {', '.join(options)}")
     else:
-        print_json(_stored_contract(store, location, collection).to_dict())
+        from ..stores import read_contract
+
+        print_json(read_contract(str(store), location, collection).to_dict())
 
 
 @contract_app.command("diff")
@@ -71,8 +73,10 @@ def diff_contract(
     as_json: JsonOption = False,
 ) -> None:
     """Compare a collection's contract with a model's; exit with 1 if their vectors differ."""
+    from ..stores import read_contract
+
     options = given(locals(), "model", "dimensions", "instruction", "dtype", "revision", "lora")
-    stored = _stored_contract(store, location, collection)
+    stored = read_contract(str(store), location, collection)
     differences = _contract_of(options).difference(stored)
     if as_json:
         print_json([one._asdict() for one in differences])
@@ -92,11 +96,3 @@ def _contract_of(options: dict[str, Any]) -> EmbeddingContract:
     from ..sharing import shared_encoder
 
     return shared_encoder(EncoderConfig.from_options(**options)).contract
-
-
-def _stored_contract(store: StoreName, location: str, collection: str) -> EmbeddingContract:
-    from ..stores import read_contract
-
-    if stored := read_contract(str(store), location, collection):
-        return stored
-    raise InputError(f"{store!s} collection {collection!r} at {location} holds no contract")

@@ -13,7 +13,7 @@ import torch
 from ..bench.machine import available_bytes, describe
 from ..contract import Encoder
 from ..core.checkpoint import locate_model, read_architecture, read_quantization
-from ..core.config import TINY, EngineConfig
+from ..core.config import TINY, EngineConfig, check_range
 from ..core.exported import NOTE
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError
@@ -32,7 +32,6 @@ from .report import Check, Diagnosis, skipped
 from .subject import Refusal, Subject, of_encoder, of_server
 from .weights import check_weights
 
-PACKAGES = ("qwen3-embedding-integrations", "torch", "tokenizers", "safetensors", "numpy")
 RESOLVED = ("model", "device", "dtype", "quantization", "attention", "max_batch_tokens")
 MAX_TOKENS = 2300  # beyond the limits that servers are most often left at: 512, 2,048
 RETRY_S = 2.0  # long enough for a busy moment; a server that answers NaN by 500 is asked so long
@@ -70,8 +69,7 @@ def diagnose(
     >>> diagnose(shared_encoder("tiny")).faults
     ()
     """
-    if max_tokens < 64:
-        raise ConfigError(f"max_tokens is {max_tokens}; choose 64 or more")
+    check_range("max_tokens", max_tokens, 64, 1_000_000)
     end = ""
     if isinstance(encoder_or_url, str):
         if model is None:
@@ -161,7 +159,7 @@ def _run(subject: Subject, folder: Path | None, golden: Golden | None) -> list[C
 
 def _describe_machine(encoder: Qwen3Encoder | None) -> dict[str, Any]:
     """Return processor, devices, free memory and versions; of an encoder, its resolved options."""
-    described = describe("qwen3-embedding doctor", packages=PACKAGES)
+    described = describe("qwen3-embedding doctor")
     del described["command"], described["family_model"]
     described["free_memory_bytes"] = available_bytes()
     described["devices"] = [

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -149,17 +149,14 @@ REWRITINGS: tuple[tuple[Fault, str, Callable[[str], bool], Callable[[str], str]]
 
 def _name_by_rewriting(subject: Subject, golden: Golden) -> Check | None:
     for fault, detail, is_asked, rewrite in REWRITINGS:
-        embed = partial(_alone_rewritten, subject, rewrite)
-        off = compare(golden, embed, is_asked=is_asked)
+        off = compare(
+            golden,
+            lambda texts, rewrite=rewrite: subject.alone([rewrite(text) for text in texts]),
+            is_asked=is_asked,
+        )
         if precision_of(off) in {"float32", "half"}:
             return wrong(fault, detail)
     return None
-
-
-def _alone_rewritten(
-    subject: Subject, rewrite: Callable[[str], str], texts: Sequence[str]
-) -> Vectors:
-    return subject.alone([rewrite(text) for text in texts])
 
 
 def _name_by_ids(subject: Subject, golden: Golden) -> Check | None:

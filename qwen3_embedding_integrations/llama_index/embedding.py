@@ -11,23 +11,14 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from ..cache import CachedEncoder
 from ..contract import Encoder
-from ..core.config import (
-    DEFAULT_MODEL,
-    MAX_LENGTH,
-    AttentionBackend,
-    BackendName,
-    DType,
-    EncoderConfig,
-    Quantization,
-)
-from ..core.prompts import WEB_SEARCH
+from ..core.config import DEFAULT_MODEL, BackendName, EncoderConfig
 from ..encoder import Qwen3Encoder
-from ..errors import ConfigError
 from ..remote import RemoteEncoder
 from ..sharing import shared_encoder
+from .fields import EngineFields, fields_of
 
 
-class Qwen3Embedding(BaseEmbedding):
+class Qwen3Embedding(EngineFields, BaseEmbedding):
     """Qwen3-Embedding for LlamaIndex: texts bare, queries behind the instruction.
 
     The options are `EncoderConfig`'s, by name, but for `model_name`, LlamaIndex's word for the
@@ -45,31 +36,13 @@ class Qwen3Embedding(BaseEmbedding):
 
     model_name: str = Field(default=DEFAULT_MODEL, description="Hub id, folder or 'tiny'.")
     embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Texts of one call.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit.")
-    lora: str | None = Field(default=None, description="A LoRA adapter's folder or hub id.")
-    device: str = Field(default="auto", description="'auto', 'cpu', 'mps' or 'cuda:N'.")
-    dtype: DType = Field(default="auto", description="Number format of the weights.")
-    quantization: Quantization | None = Field(
-        default=None, description="'int8' on a CPU, 'fp8' on CUDA."
-    )
-    attention: AttentionBackend = Field(default="auto", description="Attention backend.")
-    max_batch_tokens: int | Literal["auto"] = Field(
-        default="auto", description="Tokens of one forward at most."
-    )
-    max_queue_tokens: int | None = Field(
-        default=None, description="Tokens that may wait; more are refused."
-    )
-    local_files_only: bool = Field(default=False, description="Never ask the network.")
     dimensions: int | None = Field(default=None, description="Width of the vectors.")
-    instruction: str = Field(default=WEB_SEARCH, description="What queries are for.")
-    max_length: int = Field(default=MAX_LENGTH, description="Tokens of a text at most.")
     on_too_long: Literal["truncate", "error", "chunk_mean"] = Field(
         default="truncate", description="What to do with texts beyond max_length."
     )
     on_empty: Literal["error", "embed"] = Field(
         default="error", description="What to do with empty and blank texts."
     )
-
     base_url: str | None = Field(default=None, description="A server to ask instead.")
     api_key_env: str | None = Field(default=None, description="The variable with its key.")
     backend: BackendName = Field(default="auto", description="What computes: torch, or a runtime.")
@@ -83,13 +56,7 @@ class Qwen3Embedding(BaseEmbedding):
         **fields: Any,
     ) -> None:
         if encoder is not None:
-            options = encoder.config.to_dict()
-            options["model_name"] = options.pop("model")
-            if both := sorted(set(options) & set(fields)):
-                raise ConfigError(
-                    f"give either encoder or options, not both ({', '.join(both)} with encoder)"
-                )
-            fields = {**fields, **options}
+            fields = fields_of("encoder", encoder.config, fields)
         super().__init__(**fields)
         self._given = encoder
         self.config()  # a value no encoder can have is refused now

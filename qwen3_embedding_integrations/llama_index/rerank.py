@@ -14,23 +14,16 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 
-from ..core.config import (
-    DEFAULT_RERANKER,
-    MAX_LENGTH,
-    AttentionBackend,
-    DType,
-    Quantization,
-    RerankerConfig,
-)
+from ..core.config import DEFAULT_RERANKER, MAX_LENGTH, RerankerConfig
 from ..core.prompts import WEB_SEARCH
-from ..errors import ConfigError
 from ..reranker import Qwen3Reranker, RankedDocument, check_top_n
 from ..sharing import shared_reranker
+from .fields import EngineFields, fields_of
 
 dispatcher = get_dispatcher(__name__)
 
 
-class Qwen3Rerank(BaseNodePostprocessor):
+class Qwen3Rerank(EngineFields, BaseNodePostprocessor):
     """Qwen3-Reranker for LlamaIndex: retrieved nodes best first, scores from 0 to 1.
 
     The options are `RerankerConfig`'s, by name, but for `model_name`, LlamaIndex's word for the
@@ -42,21 +35,6 @@ class Qwen3Rerank(BaseNodePostprocessor):
 
     model_name: str = Field(default=DEFAULT_RERANKER, description="Hub id or folder.")
     top_n: int | None = Field(default=None, description="Nodes returned; None returns all.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit.")
-    lora: str | None = Field(default=None, description="A LoRA adapter's folder or hub id.")
-    device: str = Field(default="auto", description="'auto', 'cpu', 'mps' or 'cuda:N'.")
-    dtype: DType = Field(default="auto", description="Number format of the weights.")
-    quantization: Quantization | None = Field(
-        default=None, description="'int8' on a CPU, 'fp8' on CUDA."
-    )
-    attention: AttentionBackend = Field(default="auto", description="Attention backend.")
-    max_batch_tokens: int | Literal["auto"] = Field(
-        default="auto", description="Tokens of one forward at most."
-    )
-    max_queue_tokens: int | None = Field(
-        default=None, description="Tokens that may wait; more are refused."
-    )
-    local_files_only: bool = Field(default=False, description="Never ask the network.")
     instruction: str = Field(default=WEB_SEARCH, description="What makes a node right.")
     max_length: int = Field(default=MAX_LENGTH, description="Tokens of query and node together.")
     on_too_long: Literal["truncate", "error"] = Field(
@@ -67,13 +45,7 @@ class Qwen3Rerank(BaseNodePostprocessor):
 
     def __init__(self, *, reranker: Qwen3Reranker | None = None, **fields: Any) -> None:
         if reranker is not None:
-            options = reranker.config.to_dict()
-            options["model_name"] = options.pop("model")
-            if both := sorted(set(options) & set(fields)):
-                raise ConfigError(
-                    f"give either reranker or options, not both ({', '.join(both)} with reranker)"
-                )
-            fields = {**fields, **options}
+            fields = fields_of("reranker", reranker.config, fields)
         super().__init__(**fields)
         self._given = reranker
         self.config()  # a value no reranker can have is refused now

@@ -8,14 +8,11 @@ from collections.abc import AsyncIterator, Sequence
 from uuid import uuid4
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 from starlette.responses import Response, StreamingResponse
 
-from ..core.config import MIN_DIMENSIONS
-from ..errors import ConfigError
-
-Vectors = npt.NDArray[np.float32]
+from ..contract import Vectors
+from ..core.config import MIN_DIMENSIONS, check_range
 
 JSON = "application/json"
 BLOCK_ROWS = 64  # written at a time: others are answered in between
@@ -29,10 +26,7 @@ def cut(vectors: Vectors, dimensions: int | None) -> Vectors:
     width = vectors.shape[1]
     if dimensions is None or dimensions == width:
         return vectors
-    if not MIN_DIMENSIONS <= dimensions <= width:
-        raise ConfigError(
-            f"dimensions is {dimensions}; choose a number from {MIN_DIMENSIONS} to {width}"
-        )
+    check_range("dimensions", dimensions, MIN_DIMENSIONS, width)
     vectors = vectors[:, :dimensions]
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

@@ -86,12 +86,12 @@ def _add_work(app: FastAPI, desk: Desk) -> None:
     @app.post("/v1/embeddings", openapi_extra=_body(shapes.EmbeddingRequest), **embeddings)
     async def create_embeddings(request: Request) -> Response:
         """Make a vector of each text."""
-        return await desk.embed(request)
+        return await desk.answer(request, shapes.EmbeddingRequest, desk.embed)
 
     @app.post("/v1/rerank", openapi_extra=_body(shapes.RerankRequest), **rerank)
     async def rerank_documents(request: Request) -> Response:
         """Sort documents by how well each answers the query."""
-        return await desk.rerank(request)
+        return await desk.answer(request, shapes.RerankRequest, desk.rerank)
 
     # The path of Cohere's second API, which its client appends by itself.
     app.post("/v2/rerank", include_in_schema=False)(rerank_documents)

@@ -34,6 +34,10 @@ LIBRARY_SETTINGS = {
     "LRU_CACHE_CAPACITY": "128",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
 }
+MODEL_OPTIONS = (
+    "device", "dtype", "quantization", "lora", "instruction", "max_length", "on_too_long",
+    "max_batch_tokens", "max_queue_tokens",
+)  # fmt: skip
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 ModelOption = Annotated[
@@ -92,19 +96,8 @@ def serve(
     drain: Annotated[int, typer.Option(min=0, help="Seconds to finish at SIGTERM.")] = 30,
 ) -> None:
     """Serve /v1/embeddings as OpenAI does and /v1/rerank as Cohere does."""
-    arguments = locals()
-    names = (
-        "device",
-        "dtype",
-        "quantization",
-        "lora",
-        "instruction",
-        "max_length",
-        "on_too_long",
-        "max_batch_tokens",
-    )
-    options = {name: arguments[name] for name in names if arguments[name] is not None}
-    options["max_queue_tokens"] = max_queue_tokens
+    given = {name: value for name, value in locals().items() if value is not None}
+    options = {name: given[name] for name in MODEL_OPTIONS if name in given}
     config = ServerConfig(
         api_keys=read_keys(api_key_file),
         keep_alive_s=keep_alive,
@@ -134,16 +127,12 @@ def served_models(
     if "lora" in options and num_models > 1:
         raise ConfigError(f"--lora goes with one model, not {num_models}; merge the others first")
     served: list[ServedModel] = []
-    for model in models or ([] if rerankers else [DEFAULT_MODEL]):
-        name, place = _split(model)
-        served.append(
-            ServedModel.embedding(EncoderConfig.from_options(place, **options), name=name)
-        )
-    for model in rerankers or []:
-        name, place = _split(model)
-        served.append(
-            ServedModel.reranking(RerankerConfig.from_options(place, **options), name=name)
-        )
+    for name, place in map(_split, models or ([] if rerankers else [DEFAULT_MODEL])):
+        config = EncoderConfig.from_options(place, **options)
+        served.append(ServedModel.embedding(config, name=name))
+    for name, place in map(_split, rerankers or []):
+        config = RerankerConfig.from_options(place, **options)
+        served.append(ServedModel.reranking(config, name=name))
     served = [replace(one, aliases=tuple(alias_of.pop(one.name, ()))) for one in served]
     if alias_of:
         known = ", ".join(one.name for one in served)

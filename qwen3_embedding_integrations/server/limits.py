@@ -1,23 +1,17 @@
-"""Who may ask, how much, and for how long: keys, bodies, places."""
+"""Who may ask, how much, and for how long: keys and bodies."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import hmac
-import time
-from collections import deque
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from .config import ServerConfig
 from .problems import ClientGoneError, Refusal
-
-RATE_WINDOW_S = 10
-MAX_RETRY_AFTER_S = 60
 
 
 class Keys:
@@ -45,55 +39,6 @@ class Keys:
             raise Refusal(
                 401, "Incorrect API key provided", code="invalid_api_key", headers=challenge
             )
-
-
-class Places:
-    """Room for so many requests at a time."""
-
-    def __init__(self, num_places: int) -> None:
-        self.num_taken = 0
-        self._num_places = num_places
-
-    @asynccontextmanager
-    async def take(self) -> AsyncGenerator[None]:
-        """Hold a place. Raises a 429 Refusal when all are taken."""
-        if self.num_taken >= self._num_places:
-            raise Refusal(
-                429,
-                f"{self.num_taken} requests are under way already; try again in a moment",
-                kind="requests",
-                code="rate_limit_exceeded",
-                headers={"Retry-After": "1"},
-            )
-        self.num_taken += 1
-        try:
-            yield
-        finally:
-            self.num_taken -= 1
-
-
-class Rate:
-    """How many tokens a second were read lately, to say when it is worth asking again."""
-
-    def __init__(self) -> None:
-        self._done: deque[tuple[float, int]] = deque()
-
-    def add(self, num_tokens: int) -> None:
-        """Count the tokens of an answer."""
-        self._done.append((time.monotonic(), num_tokens))
-        self._forget()
-
-    def seconds_for(self, num_tokens: int) -> int:
-        """Return about how long so many tokens take, from 1 to a minute."""
-        self._forget()
-        lately = sum(count for _, count in self._done)
-        seconds = num_tokens * RATE_WINDOW_S / lately if lately else 1
-        return max(1, min(MAX_RETRY_AFTER_S, round(seconds)))
-
-    def _forget(self) -> None:
-        oldest = time.monotonic() - RATE_WINDOW_S
-        while self._done and self._done[0][0] < oldest:
-            self._done.popleft()
 
 
 async def read_body(request: Request, config: ServerConfig) -> bytes:

@@ -8,7 +8,6 @@ import logging
 import re
 import time
 import traceback
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -19,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import InputError, Qwen3EmbeddingError
 from .limits import Keys
 from .metrics import Metrics
-from .problems import Refusal, refusal_of, unavailable
+from .problems import ClientGoneError, refusal_of, unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -28,22 +27,7 @@ ROUTES = ("/v1/embeddings", "/v1/rerank", "/v2/rerank", "/v1/models", "/metrics"
 QUIET_ROUTES = ("/healthz", "/readyz", "/metrics")  # asked for every few seconds
 CLIENT_GONE = 499  # nginx's word
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-NOTE = "qwen3_note"
-
-
-@dataclass(slots=True)
-class Note:
-    """What is logged of a request, beside its path and status."""
-
-    model: str | None = None
-    role: str | None = None
-    texts: int = 0
-    tokens: int = 0
-    truncated: int = 0
-
-    def facts(self) -> dict[str, Any]:
-        """Return what is known."""
-        return {name: value for name in self.__slots__ if (value := getattr(self, name))}
+NOTE = "qwen3_note"  # of a scope: what is logged of a request beside its path and status
 
 
 class Observed:
@@ -61,7 +45,7 @@ class Observed:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid4().hex
-        note = scope[NOTE] = Note()
+        note: dict[str, Any] = scope.setdefault(NOTE, {})
         status, start = CLIENT_GONE, time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -77,8 +61,8 @@ class Observed:
                 if scope["path"] not in OPEN_PATHS:
                     self._keys.check(headers)
                 await self._app(scope, receive, send_with_id)
-            except Refusal as refusal:
-                await refusal.response()(scope, receive, send_with_id)
+            except ClientGoneError:
+                pass
             except asyncio.CancelledError:  # the server ends, and its patience has
                 if status == CLIENT_GONE:
                     refusal = unavailable("the server is going down; ask another, or later")
@@ -94,7 +78,9 @@ class Observed:
             self._note(scope, status, time.perf_counter() - start, request_id, note)
         return None
 
-    def _note(self, scope: Scope, status: int, seconds: float, request_id: str, note: Note) -> None:
+    def _note(
+        self, scope: Scope, status: int, seconds: float, request_id: str, note: dict[str, Any]
+    ) -> None:
         path = scope["path"]
         route = path if path in ROUTES else "other"
         self._metrics.requests.labels(route, status).inc()
@@ -107,7 +93,7 @@ class Observed:
                 "path": path[:200],
                 "status": status,
                 "ms": round(seconds * 1000, 2),
-                **note.facts(),
+                **{name: fact for name, fact in note.items() if fact},
             }
             logger.log(level, "request", extra={"facts": facts})
 

@@ -64,11 +64,14 @@ ANSWERS: dict[type[Exception], tuple[int, dict[str, Any]]] = {
     InputError: (400, {"param": "input"}),
     ConfigError: (400, {}),
     ContractMismatchError: (409, {}),
-    QueueFullError: (429, {"kind": "tokens", "code": "rate_limit_exceeded"}),
+    QueueFullError: (
+        429,
+        {"kind": "tokens", "code": "rate_limit_exceeded", "headers": {"Retry-After": "5"}},
+    ),
 }
 
 
-def refusal_of(error: Exception, retry_after_s: int = 1) -> Refusal:
+def refusal_of(error: Exception) -> Refusal:
     """Return what a client is told of an error. What is nobody's fault but ours is logged."""
     if isinstance(error, Refusal):
         return error
@@ -83,19 +86,16 @@ def refusal_of(error: Exception, retry_after_s: int = 1) -> Refusal:
             refusal = Refusal(status, str(error), **facts)
             if isinstance(error, TextTooLongError):
                 refusal.body["code"] = "context_length_exceeded"
-            if status == 429:
-                refusal.headers["Retry-After"] = str(retry_after_s)
             return refusal
     # Not its text: what an unforeseen error says may hold a caller's.
     logger.error("a request failed", exc_info=error)
     return Refusal(500, "the server failed; its log says why", kind=SERVER, code="internal_error")
 
 
-def unavailable(message: str, headers: Mapping[str, str] | None = None) -> Refusal:
+def unavailable(message: str) -> Refusal:
     """Return the refusal of a server that may answer later."""
-    return Refusal(
-        503, message, kind=SERVER, code="unavailable", headers=headers or {"Retry-After": "1"}
-    )
+    headers = {"Retry-After": "1"}
+    return Refusal(503, message, kind=SERVER, code="unavailable", headers=headers)
 
 
 def invalid_body(error: ValidationError) -> Refusal:

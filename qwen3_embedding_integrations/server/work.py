@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..core.prompts import WEB_SEARCH, query_prompt
-from ..encoder import Qwen3Encoder
-from ..errors import ConfigError, QueueFullError, TextTooLongError
-from ..reranker import Qwen3Reranker
+from ..encoder import Encoded, Qwen3Encoder
+from ..errors import ConfigError, TextTooLongError
+from ..reranker import Qwen3Reranker, Scored
 from . import shapes
 from .answers import cut, embedding_answer, rerank_answer
 from .config import ServerConfig
-from .limits import Places, Rate, read_body
+from .limits import read_body
 from .metrics import Metrics
 from .models import Models
-from .observe import CLIENT_GONE, NOTE, Note
-from .problems import ClientGoneError, Refusal, invalid_body, refusal_of
+from .observe import NOTE
+from .problems import ClientGoneError, Refusal, invalid_body
 
 R = TypeVar("R", bound=shapes.Request)
 T = TypeVar("T")
 Word = Literal["queries", "documents", "token_ids"]
 OnTooLong = Literal["truncate", "error"]
-
-
-class Counted(NamedTuple):
-    """What a model made of texts: vectors (N, W) or scores (N,), float32."""
-
-    values: npt.NDArray[np.float32]
-    num_tokens: int
-    num_truncated: int
+Note = dict[str, Any]  # what is logged of a request
 
 
 class Desk:
@@ -46,75 +37,69 @@ class Desk:
         self._models = models
         self._config = config
         self._metrics = metrics
-        self._places = Places(config.max_requests)
-        self._rate = Rate()
+        self._places = asyncio.Semaphore(config.max_requests)
 
-    async def embed(self, request: Request) -> Response:
-        """Answer POST /v1/embeddings."""
-        return await self._answer(request, shapes.EmbeddingRequest, self._embed)
-
-    async def rerank(self, request: Request) -> Response:
-        """Answer POST /v1/rerank."""
-        return await self._answer(request, shapes.RerankRequest, self._rerank)
-
-    async def _answer(
+    async def answer(
         self,
         request: Request,
         shape: type[R],
         work: Callable[[R, Note], Coroutine[Any, Any, Response]],
     ) -> Response:
-        try:
-            async with self._places.take():
-                body = await read_body(request, self._config)
-                try:
-                    asked = shape.model_validate_json(body)
-                except ValidationError as error:
-                    raise invalid_body(error) from None
-                return await _unless_gone(request, work(asked, request.scope[NOTE]))
-        except ClientGoneError:
-            return Response(status_code=CLIENT_GONE)
-        except QueueFullError as error:
-            return refusal_of(error, self._rate.seconds_for(error.num_waiting_tokens)).response()
-        except Exception as error:
-            return refusal_of(error).response()
+        """Return what `work` makes of a request's body. Raises what a client is told as Refusal."""
+        if self._places.locked():
+            most = self._config.max_requests
+            raise Refusal(
+                429,
+                f"{most} requests are under way already; try again in a moment",
+                kind="requests",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": "1"},
+            )
+        async with self._places:
+            body = await read_body(request, self._config)
+            try:
+                asked = shape.model_validate_json(body)
+            except ValidationError as error:
+                raise invalid_body(error) from None
+            return await _unless_gone(request, work(asked, request.scope[NOTE]))
 
-    async def _embed(self, asked: shapes.EmbeddingRequest, note: Note) -> Response:
+    async def embed(self, asked: shapes.EmbeddingRequest, note: Note) -> Response:
+        """Answer POST /v1/embeddings."""
         slot = self._models.find(asked.model, "embedding")
         texts, word = _texts_of(asked)
         self._check_number(len(texts), "input")
         async with slot.use() as model:
-            counted = await _encode(model, texts, word, asked, self._config.max_tokens)
-        vectors = cut(counted.values, asked.dimensions)
-        self._count(note, slot.served.name, word, len(texts), counted)
+            encoded = await _encode(model, texts, word, asked, self._config.max_tokens)
+        vectors = cut(encoded.vectors, asked.dimensions)
+        self._count(note, slot.served.name, word, len(texts), encoded)
         return embedding_answer(
             vectors,
             is_base64=asked.encoding_format == "base64",
             model=asked.model,
-            num_tokens=counted.num_tokens,
+            num_tokens=encoded.num_tokens,
         )
 
-    async def _rerank(self, asked: shapes.RerankRequest, note: Note) -> Response:
+    async def rerank(self, asked: shapes.RerankRequest, note: Note) -> Response:
+        """Answer POST /v1/rerank."""
         slot = self._models.find(asked.model, "reranking")
         documents = [one if isinstance(one, str) else one.text for one in asked.documents]
         self._check_number(len(documents), "documents")
         async with slot.use() as model:
             assert isinstance(model, Qwen3Reranker), f"{slot.served.name} loaded {model!r}"
-            counted = Counted(
-                *await model.ascore_counted(
-                    asked.query,
-                    documents,
-                    instruction=asked.instruction,
-                    on_too_long=_on_too_long(asked.truncate),
-                    max_tokens=self._config.max_tokens,
-                )
+            scored = await model.ascore_counted(
+                asked.query,
+                documents,
+                instruction=asked.instruction,
+                on_too_long=_on_too_long(asked.truncate),
+                max_tokens=self._config.max_tokens,
             )
-        self._count(note, slot.served.name, "pairs", len(documents), counted)
+        self._count(note, slot.served.name, "pairs", len(documents), scored)
         return rerank_answer(
-            counted.values,
+            scored.scores,
             documents=documents if asked.return_documents else None,
             top_n=asked.top_n,
             model=asked.model,
-            num_tokens=counted.num_tokens,
+            num_tokens=scored.num_tokens,
         )
 
     def _check_number(self, number: int, field: str) -> None:
@@ -123,14 +108,15 @@ class Desk:
             message = f"{field} holds {number} texts; give 1 to {most} in a request"
             raise Refusal(400, message, param=field)
 
-    def _count(self, note: Note, model: str, role: str, num_texts: int, counted: Counted) -> None:
-        note.model, note.role, note.texts = model, role, num_texts
-        note.tokens, note.truncated = counted.num_tokens, counted.num_truncated
-        self._rate.add(counted.num_tokens)
+    def _count(
+        self, note: Note, model: str, role: str, num_texts: int, read: Encoded | Scored
+    ) -> None:
+        note |= {"model": model, "role": role, "texts": num_texts}
+        note |= {"tokens": read.num_tokens, "truncated": read.num_truncated}
         metrics = self._metrics
         metrics.texts.labels(model, role).inc(num_texts)
-        metrics.tokens.labels(model, role).inc(counted.num_tokens)
-        metrics.truncated.labels(model, role).inc(counted.num_truncated)
+        metrics.tokens.labels(model, role).inc(read.num_tokens)
+        metrics.truncated.labels(model, role).inc(read.num_truncated)
 
 
 def _texts_of(asked: shapes.EmbeddingRequest) -> tuple[list[Any], Word]:
@@ -164,18 +150,17 @@ def _on_too_long(truncate: shapes.Truncate | None) -> OnTooLong | None:
 
 async def _encode(
     model: Any, texts: list[Any], word: Word, asked: shapes.EmbeddingRequest, max_tokens: int
-) -> Counted:
+) -> Encoded:
     """Return the vectors of any Encoder: counted as they are made, or beforehand."""
     on_too_long = _on_too_long(asked.truncate)
     if isinstance(model, Qwen3Encoder):
-        encoded = await model.aencode_counted(
+        return await model.aencode_counted(
             texts,
             word,
             instruction=asked.instruction,
             on_too_long=on_too_long,
             max_tokens=max_tokens,
         )
-        return Counted(*encoded)
     config = getattr(model, "config", None)
     if on_too_long == "truncate" and getattr(config, "on_too_long", None) != "truncate":
         raise ConfigError("truncate: this model cuts as its encoder was made to; leave it out")
@@ -183,7 +168,7 @@ async def _encode(
         encode: Callable[[Any], Awaitable[Any]] | None = getattr(model, "aencode_token_ids", None)
         if encode is None:
             raise ConfigError("this model takes texts only, no token ids")
-        return Counted(await encode(texts), sum(map(len, texts)), 0)
+        return Encoded(await encode(texts), sum(map(len, texts)), 0)
     prompt = ""
     if word == "queries":
         prompt = query_prompt(asked.instruction or getattr(config, "instruction", WEB_SEARCH))
@@ -201,7 +186,7 @@ async def _encode(
         vectors = await model.aencode_queries(texts, instruction=asked.instruction)
     else:
         vectors = await model.aencode_documents(texts)
-    return Counted(vectors, sum(lengths), 0)
+    return Encoded(vectors, sum(lengths), 0)
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,22 +23,18 @@ from ..core.workers import Workers
 from ..errors import ConfigError, EngineClosedError, InputError
 from ..handle import Held
 from .entry import STORAGES, Storage, key_space, text_key, write_entry
-from .flights import Flight, Flights
+from .flights import Flight, Flights, Way
 from .layer import CacheStats, Layer
 from .stores import MemoryStore, Store
 
-MAX_COROUTINES = 32  # whose calls are under way at a time; the others take their turn
 MAX_JOINS = 2  # rounds in which others are waited for; if they fail, a text is encoded apart
-
-
-Encode = Callable[[Sequence[str]], Vectors]
 
 
 @dataclass(slots=True)
 class _Call:
     """A call under way: its texts by key, and the rows found or made so far."""
 
-    encode: Encode
+    way: Way
     keys: list[bytes]  # in the order given
     texts: dict[bytes, str]  # each once
     rows: dict[bytes, Vectors] = field(default_factory=dict[bytes, Vectors])
@@ -61,8 +55,7 @@ class CachedEncoder(Held):
     dimensions alone share entries, cut where the stored vector is wider. Equal texts are computed
     once, also when several threads and coroutines ask at the same time. A store that fails, or an
     entry that is damaged, is a miss that `stats()` counts, never an error. `storage="float16"`
-    halves every entry, for a rounding of 2**-11 of each component. What a cancelled coroutine has
-    begun to encode is finished, and kept.
+    halves every entry, for a rounding of 2**-11 of each component.
 
     >>> from qwen3_embedding_integrations import Qwen3Encoder
     >>> from qwen3_embedding_integrations.cache import CachedEncoder
@@ -87,7 +80,6 @@ class CachedEncoder(Held):
         self._layers = [Layer(store) for store in stores or (MemoryStore(),)]
         self._flights = Flights()
         self._is_closed = False
-        self._workers: tuple[int, Workers] | None = None  # of coroutines, and their process
         self._lock = threading.Lock()
         self._num_texts = self._num_hits = self._num_encoded = 0
 
@@ -103,8 +95,8 @@ class CachedEncoder(Held):
         Raises what the encoder raises, with the same indices.
         """
         options = {"instruction": instruction, **self._progress(show_progress)}
-        encode = partial(self.encoder.encode_queries, **options)
-        return self._vectors(queries, encode, is_query=True, instruction=instruction)
+        way = Way(partial(self.encoder.encode_queries, **options))
+        return way.finish(self._vectors(queries, way, is_query=True, instruction=instruction))
 
     def encode_documents(
         self, documents: Sequence[str], *, show_progress: bool | None = None
@@ -113,19 +105,19 @@ class CachedEncoder(Held):
 
         Raises what the encoder raises, with the same indices.
         """
-        encode = partial(self.encoder.encode_documents, **self._progress(show_progress))
-        return self._vectors(documents, encode)
+        way = Way(partial(self.encoder.encode_documents, **self._progress(show_progress)))
+        return way.finish(self._vectors(documents, way))
 
     async def aencode_queries(
         self, queries: Sequence[str], *, instruction: str | None = None
     ) -> Vectors:
         """Return what `encode_queries` returns, without blocking the event loop."""
-        options = {"instruction": instruction, "show_progress": False}
-        return await self._on_thread(partial(self.encode_queries, queries, **options))
+        way = Way(partial(self.encoder.aencode_queries, instruction=instruction), is_async=True)
+        return await self._vectors(queries, way, is_query=True, instruction=instruction)
 
     async def aencode_documents(self, documents: Sequence[str]) -> Vectors:
         """Return what `encode_documents` returns, without blocking the event loop."""
-        return await self._on_thread(partial(self.encode_documents, documents, show_progress=False))
+        return await self._vectors(documents, Way(self.encoder.aencode_documents, is_async=True))
 
     def stream_documents(
         self, documents: Iterable[str], *, window: int = WINDOW
@@ -187,36 +179,32 @@ class CachedEncoder(Held):
     def _progress(self, show_progress: bool | None) -> dict[str, Any]:
         return {"show_progress": show_progress} if self._takes_progress else {}
 
-    async def _on_thread(self, call: Callable[[], Vectors]) -> Vectors:
-        process = os.getpid()
-        if self._workers is None or self._workers[0] != process:  # a fork has none of the threads
-            self._workers = process, Workers(MAX_COROUTINES, "qwen3-cache")
-        return await asyncio.wrap_future(self._workers[1].submit(call))
+    # One call, written once: on a thread its steps are taken as they come, on a loop awaited.
 
-    def _vectors(
+    async def _vectors(
         self,
         texts: Sequence[str],
-        encode: Encode,
+        way: Way,
         *,
         is_query: bool = False,
         instruction: str | None = None,
     ) -> Vectors:
         if self._is_closed:
             raise EngineClosedError("the cached encoder was closed; make a new one")
-        call = self._begin(texts, encode, is_query, instruction)
+        call = await way.aside(lambda: self._begin(texts, way, is_query, instruction))
         if call is not None:
             try:
-                return self._answer(call)
+                return await self._answer(call)
             except InputError:
                 if call.num_asked == len(call.keys):
                     raise
                 # Its index counts in what was asked; of all the caller's texts, it is the caller's.
-        vectors = encode(texts)
+        vectors = await way.encode(texts)
         self._count(len(vectors), num_encoded=len(vectors))
         return vectors
 
     def _begin(
-        self, texts: Sequence[str], encode: Encode, is_query: bool, instruction: str | None
+        self, texts: Sequence[str], way: Way, is_query: bool, instruction: str | None
     ) -> _Call | None:
         """Return the call with what the stores have, or None where the error is the encoder's."""
         on_empty = getattr(getattr(self.encoder, "config", None), "on_empty", "error")
@@ -233,46 +221,45 @@ class CachedEncoder(Held):
         prompt = query_prompt(contract.instruction if instruction is None else instruction)
         space = key_space(contract, prompt if is_query else None)
         keys = [text_key(space, text) for text in texts]
-        call = _Call(encode, keys, dict(zip(keys, texts, strict=True)))
+        call = _Call(way, keys, dict(zip(keys, texts, strict=True)))
         self._look(call, list(call.texts), self._layers)
         call.num_hits = len(call.rows)
         return call
 
-    def _answer(self, call: _Call) -> Vectors:
+    async def _answer(self, call: _Call) -> Vectors:
         """Encode what nobody else is encoding, wait for what others are."""
         for _ in range(MAX_JOINS):
             if not (missing := call.missing(call.texts)):
                 break
             flight, others = self._flights.claim(missing)
-            self._fly(call, flight)
+            await self._fly(call, flight)
             for other in others:
-                landed = other.rows.result()
+                landed = await call.way.wait(other)
                 call.rows.update((key, landed[key]) for key in missing if key in landed)
-        self._encode(call, call.missing(call.texts))
+        await self._encode(call, call.missing(call.texts))
         self._count(len(call.keys), num_hits=call.num_hits, num_encoded=call.num_encoded)
         return np.stack([call.rows[key] for key in call.keys])
 
-    def _fly(self, call: _Call, flight: Flight) -> None:
+    async def _fly(self, call: _Call, flight: Flight) -> None:
         """Encode what the flight has claimed, and let its waiters go, whatever happens."""
         try:
             if flight.keys:
                 # Between the first look and the claim another call may have brought it.
-                self._look(call, flight.keys, self._layers[:1])
-                self._encode(call, call.missing(flight.keys))
+                await call.way.aside(lambda: self._look(call, flight.keys, self._layers[:1]))
+                await self._encode(call, call.missing(flight.keys))
         finally:
             self._flights.end(flight, {k: call.rows[k] for k in flight.keys if k in call.rows})
 
-    def _encode(self, call: _Call, keys: list[bytes]) -> None:
+    async def _encode(self, call: _Call, keys: list[bytes]) -> None:
         """Encode the texts of these keys, and keep what comes."""
         if not keys:
             return
         call.num_asked = len(keys)
-        vectors = call.encode([call.texts[key] for key in keys])
+        vectors = await call.way.encode([call.texts[key] for key in keys])
         call.rows.update(zip(keys, vectors, strict=True))
         call.num_encoded += len(keys)
         entries = {key: write_entry(key, call.rows[key], self._storage) for key in keys}
-        for layer in self._layers:
-            layer.keep(entries)
+        await call.way.aside(lambda: [layer.keep(entries) for layer in self._layers])
 
     def _look(self, call: _Call, keys: list[bytes], layers: list[Layer]) -> None:
         """Add what the layers have; what a later one has is put into those before it."""

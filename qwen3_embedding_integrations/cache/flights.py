@@ -1,15 +1,24 @@
-"""Texts being encoded: who asks for one of them meanwhile waits for it."""
+"""Calls under way: how their steps are taken, and who waits for whom, thread or coroutine."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
 
-from ..contract import Vectors
+import numpy as np
+import numpy.typing as npt
 
+T = TypeVar("T")
+Vectors = npt.NDArray[np.float32]
 Rows = Mapping[bytes, Vectors]
+
+# How long anyone else waits for a call that runs on an event loop: the waiter may be what blocks
+# that loop (a host's sync method called in a coroutine), and then it would wait for itself.
+LOOP_PATIENCE_S = 5.0
 
 
 class Flight:
@@ -18,6 +27,46 @@ class Flight:
     def __init__(self) -> None:
         self.keys: list[bytes] = []
         self.rows = Future[Rows]()
+        # As if it ran: one waiter that leaves cannot cancel it for the others.
+        self.rows.set_running_or_notify_cancel()
+        self.loop = _running_loop()
+
+
+class Way(NamedTuple):
+    """How the steps of a call are taken: on the calling thread, or awaited."""
+
+    encode_texts: Callable[[Sequence[str]], Any]  # vectors, or what is awaited for them
+    is_async: bool = False
+    loop_patience_s: float = LOOP_PATIENCE_S
+
+    def finish(self, call: Coroutine[Any, Any, Vectors]) -> Vectors:
+        """Return what a call returns whose steps are taken on this thread: none of them waits."""
+        try:
+            call.send(None)
+        except StopIteration as end:
+            return end.value
+        raise AssertionError("a call on a thread waited for an event loop")
+
+    async def encode(self, texts: Sequence[str]) -> Vectors:
+        """Return one vector per text, or raise what the encoder raises."""
+        vectors = self.encode_texts(texts)
+        return await vectors if self.is_async else vectors
+
+    async def aside(self, function: Callable[[], T]) -> T:
+        """Return what a function returns that asks stores, which may block."""
+        return await asyncio.to_thread(function) if self.is_async else function()
+
+    async def wait(self, flight: Flight) -> Rows:
+        """Return a flight's rows; none if its call failed, or may never end while this waits."""
+        is_own_loop = flight.loop is not None and flight.loop is _running_loop()
+        patience_s = None if flight.loop is None else self.loop_patience_s
+        try:
+            if self.is_async:
+                landed = asyncio.wrap_future(flight.rows)
+                return await asyncio.wait_for(landed, None if is_own_loop else patience_s)
+            return flight.rows.result(0 if is_own_loop else patience_s)
+        except TimeoutError:
+            return {}
 
 
 class Flights:
@@ -54,3 +103,10 @@ class Flights:
             for key in flight.keys:
                 self._by_key.pop(key, None)
         flight.rows.set_result(rows)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

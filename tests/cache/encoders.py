@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 import time
@@ -62,6 +63,7 @@ class HashEncoder:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
+        self.aentered = 0
         self._lock = threading.Lock()
 
     def encode_queries(self, queries: Sequence[str], *, instruction: str | None = None) -> Vectors:
@@ -77,10 +79,16 @@ class HashEncoder:
     async def aencode_queries(
         self, queries: Sequence[str], *, instruction: str | None = None
     ) -> Vectors:
-        raise AssertionError("a cache encodes on threads")
+        self._enter(queries)
+        while not self.gate.is_set():
+            await asyncio.sleep(0.001)
+        return self._leave(queries, instruction or self.contract.instruction)
 
     async def aencode_documents(self, documents: Sequence[str]) -> Vectors:
-        raise AssertionError("a cache encodes on threads")
+        self._enter(documents)
+        while not self.gate.is_set():
+            await asyncio.sleep(0.001)
+        return self._leave(documents)
 
     def stream_documents(self, documents: Iterable[str], *, window: int = 16) -> Iterator[Vectors]:
         raise AssertionError("a cache asks for what it lacks, not for the stream")

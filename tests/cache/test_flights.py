@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from qwen3_embedding_integrations import CachedEncoder
+from qwen3_embedding_integrations.cache.flights import Flights, Way
 from tests.cache.encoders import PATIENCE_S, HashEncoder, true_vectors, wait_until
 
 NUM_CALLERS = 24
@@ -127,7 +128,7 @@ def test_all_of_many_that_fail_get_their_error_soon() -> None:
 
 
 async def test_a_caller_that_leaves_does_not_poison_those_that_wait() -> None:
-    """The coroutine that asked first is cancelled, and a waiter: the others get its vector."""
+    """The coroutine that encodes is cancelled, and one that waits: the others get the vector."""
     encoder = HashEncoder()
     encoder.gate.clear()
     cached = CachedEncoder(encoder)
@@ -145,7 +146,7 @@ async def test_a_caller_that_leaves_does_not_poison_those_that_wait() -> None:
     encoder.gate.set()
     rows = await asyncio.wait_for(asyncio.gather(*waiters[1:], thread), PATIENCE_S)
     assert all((row == true_vectors(["a"])).all() for row in rows)
-    assert encoder.counts["a"] == 1
+    assert encoder.counts["a"] == 2
 
 
 async def test_a_waiter_that_leaves_takes_nothing_from_the_others() -> None:
@@ -171,8 +172,19 @@ async def test_a_waiter_that_leaves_takes_nothing_from_the_others() -> None:
     assert encoder.counts["a"] == 1
 
 
-async def test_a_sync_call_on_the_loop_waits_for_no_coroutine() -> None:
-    """A host's sync method, called in a coroutine, ends though it blocks the others' loop."""
+async def test_a_thread_never_waits_for_the_loop_it_runs() -> None:
+    """However long one waits for a loop elsewhere, on that loop's own thread it is not at all."""
+    flights, way = Flights(), Way(len, loop_patience_s=PATIENCE_S)
+    flight, _ = flights.claim([b"a"])
+    late = threading.Timer(2, flights.end, (flight, {b"a": true_vectors(["a"])[0]}))
+    late.start()
+    (other,) = flights.claim([b"a"])[1]
+    assert way.finish(way.wait(other)) == {}, "it waited until the flight landed"
+    late.cancel()
+
+
+async def test_a_sync_call_on_the_loop_does_not_wait_for_that_loop() -> None:
+    """A host's sync method, called in a coroutine, encodes for itself: waiting would never end."""
     encoder = HashEncoder()
     encoder.gate.clear()
     cached = CachedEncoder(encoder)
@@ -182,7 +194,30 @@ async def test_a_sync_call_on_the_loop_waits_for_no_coroutine() -> None:
     threading.Timer(0.1, encoder.gate.set).start()
     assert (cached.encode_documents(["a"]) == true_vectors(["a"])).all()
     assert (await task == true_vectors(["a"])).all()
-    assert encoder.counts["a"] == 1
+    assert encoder.counts["a"] == 2
+
+
+async def test_a_loop_that_is_blocked_is_not_waited_for_long() -> None:
+    """A thread that the loop itself waits for is let go, though the loop's flight has not ended."""
+    flights = Flights()
+    flight, _ = flights.claim([b"a"])
+    outcomes: list[object] = []
+
+    def sync() -> None:
+        way = Way(len, loop_patience_s=0.05)
+        outcomes.append(way.finish(way.wait(flights.claim([b"a"])[1][0])))
+
+    def nested_loop() -> None:
+        way = Way(len, is_async=True, loop_patience_s=0.05)
+        outcomes.append(asyncio.run(way.wait(flights.claim([b"a"])[1][0])))
+
+    for target in (sync, nested_loop):
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join(PATIENCE_S)  # blocks the loop
+    assert outcomes == [{}, {}]
+    flights.end(flight, {})
+    assert flights.claim([b"a"])[1] == []
 
 
 async def test_the_loop_is_free_while_stores_are_asked() -> None:

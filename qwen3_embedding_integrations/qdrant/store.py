@@ -92,6 +92,7 @@ class QdrantStore:
         self, vectors: Vectors, *, ids: Sequence[RowId], payloads: Sequence[dict[str, Any]]
     ) -> None:
         """Write points, searchable on return."""
+        # Not by `write`: over gRPC an array goes as bytes, at a fifth of the cost of its points.
         for start in range(0, len(ids), UPLOAD_SIZE):
             part = slice(start, start + UPLOAD_SIZE)
             with self._guard:

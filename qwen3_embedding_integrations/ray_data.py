@@ -37,7 +37,6 @@ from .stores import OpenStore, is_url, open_store
 
 try:
     import pyarrow as pa
-    import pyarrow.compute as pc
     import ray
     import ray.data
     import ray.exceptions
@@ -279,16 +278,16 @@ class _Embedder(Qwen3BatchEncoder):
         self._output = output  # place and schema
 
     def __call__(self, batch: ArrowTable) -> ArrowTable:
-        is_row = pc.or_(pc.is_valid(batch["id"]), pc.is_valid(batch["error"]))
-        rows, others = super().__call__(batch.filter(is_row)), batch.filter(pc.invert(is_row))
-        empty = others.filter(pc.is_valid(others["text"]))
+        is_other = batch["id"].is_null().to_numpy() & batch["error"].is_null().to_numpy()
+        rows, others = super().__call__(batch.filter(~is_other)), batch.filter(is_other)
+        empty = others.filter(others["text"].is_valid())  # sources without a row, told by no other
         rows = pa.concat_tables([rows, empty], promote_options="default")
         if len(rows):
             write_rows(rows, *self._output)
-        failures = read_table(rows.filter(pc.is_valid(rows["error"]))).failures
+        failures = read_table(rows.filter(rows["error"].is_valid())).failures
         num_added = len(rows) - rows["vector"].null_count
         report = {"added": num_added, "failed": len(failures), "failures": failures}
-        kept = pc.list_flatten(others["kept"]).to_pylist()
+        kept = others["kept"].combine_chunks().flatten().to_pylist()
         return pa.table({"report": [json.dumps(report)], "kept": [kept]})
 
 

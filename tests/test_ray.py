@@ -34,7 +34,7 @@ from qwen3_embedding_integrations import (
 )
 from qwen3_embedding_integrations.chroma import ChromaStore, connect, find_collection
 from qwen3_embedding_integrations.cli import app
-from qwen3_embedding_integrations.documents import find_files, read_documents
+from qwen3_embedding_integrations.documents import Gone, find_files, read_documents
 from qwen3_embedding_integrations.indexing import IndexReport, ReadOptions, index_folders
 from qwen3_embedding_integrations.parquet import (
     UNFINISHED,
@@ -262,6 +262,7 @@ def test_a_killed_run_embeds_only_what_is_not_there(
 
     (corpus / "0.jsonl").write_text('{"text": "another note", "year": 0}\n', encoding="utf-8")
     (corpus / "100.parquet").unlink()
+    (corpus / "law.txt").write_text("")
     report = ray_data.write_embedded(
         ray_data.read_files([corpus], CONFIG, max_tokens=32),
         out,
@@ -270,6 +271,9 @@ def test_a_killed_run_embeds_only_what_is_not_there(
     )
     wanted = index_here(corpus, tiny, tmp_path / "here")
     require_same(rows_in(out), wanted)
+    tables = [read_table(pq.read_table(file)) for file in out.glob("*.parquet")]
+    empty = Gone((corpus / "law.txt").as_posix())
+    assert [table.items.count(empty) for table in tables if empty in table.items] == [1]
     stayed = [one for one in before if one in wanted and before[one][1] == wanted[one][1]]
     assert 0 < len(stayed) < len(wanted)
     assert report.added == len(wanted) - len(stayed)
@@ -310,7 +314,18 @@ def test_loading_leaves_what_indexing_leaves(tmp_path: Path, tiny: Qwen3Encoder)
             require_same(held_by(one), held_by(other))
             in_files = {row_of(d).id for d in version if d.text != " "}
             assert rows_in(out).keys() == in_files
-    assert report.unchanged == 15
+        assert report.unchanged == 15
+        # A file that has become empty has no row to tell where it ends.
+        writer = EmbeddedWriter(tmp_path / "ends", tiny.contract, CONFIG)
+        end = table_of([(None, "", {"source": "1.txt", "position": 0}, None)])
+        nothing = pa.nulls(1, writer.schema.field("vector").type)
+        write_rows(end.append_column("vector", nothing), writer.place, writer.schema)
+        writer.finish()
+        embedded = Embedded.find(tmp_path / "ends")
+        assert embedded is not None
+        report, wanted = embedded.load(one), index_documents([Gone("1.txt")], tiny, other)
+        assert report == wanted == IndexReport(removed=8)
+        require_same(held_by(one), held_by(other))
 
 
 def test_a_folder_goes_on_only_as_it_was_made(tmp_path: Path, tiny: Qwen3Encoder):
@@ -450,6 +465,8 @@ def test_loading_checks_the_contract_and_the_end(tmp_path: Path, tiny: Qwen3Enco
     pq.write_table(full.cast(schema), out / "0.parquet")
     with pytest.raises(InputError, match="was not written to its end"):
         Embedded.find(out)
+    (tmp_path / "0.parquet").write_bytes(b"damaged: a file to be reported, in a folder of others")
+    assert Embedded.find(tmp_path) is None
     (out / WHOLE).touch()
     embedded = Embedded.find(out)
     assert embedded is not None

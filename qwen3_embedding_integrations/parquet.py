@@ -175,19 +175,19 @@ class Embedded(NamedTuple):
         """
         with Journal(None) as record:
             job = Job(self.contract, sink, record, retry_s=retry_s, on_progress=on_progress)
-            job.run_rows(self._rows(job.report, record), _stored)
+            job.run_rows(self._rows(job, record), _stored)
             job.remove_stale()
         return job.report
 
-    def _rows(self, report: IndexReport, record: Journal) -> Iterator[Row]:
+    def _rows(self, job: Job, record: Journal) -> Iterator[Row]:
         for path in self.files:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=BATCH_ROWS):
                     found = read_table(pa.Table.from_batches([batch]))
                     record.see_sources(found.items)
                     for failure in found.failures:
-                        report.fail(*failure)
-                    yield from found.rows
+                        job.report.fail(*failure)
+                    yield from job.first_ones(found.rows)
 
 
 def write_rows(rows: ArrowTable, place: Path, schema: ArrowSchema, name: str = "") -> None:

@@ -265,7 +265,7 @@ class _Indexer:
             job = Job(self._encoder.contract, self._sink, record, retry_s=self._retry_s)
             for failure in found.failures:
                 job.report.fail(*failure)
-            job.run_rows(found.rows, encode_by(self._encoder))
+            job.run_rows(job.first_ones(found.rows), encode_by(self._encoder))
             job.remove(found.ends)
         return pa.table({"report": [json.dumps(asdict(job.report))]})
 

@@ -129,7 +129,7 @@ class Job:
     def run_rows(self, rows: Iterable[Row], encode: Encode) -> None:
         """Encode and write rows that have their ids already."""
         pages = _pages(rows, self._window_rows())
-        self._run((self._due(self._first_ones(page)) for page in pages), encode)
+        self._run(map(self._due, pages), encode)
 
     def sources(self) -> Iterator[str]:
         """Yield the source of each row of the collection."""
@@ -171,9 +171,9 @@ class Job:
                 self.report.unchanged += item.num_pieces
         self.remove((item.source, 0) for item in window if isinstance(item, Gone))
         rows = [row_of(item) for item in window if isinstance(item, Document)]
-        return self._due(self._first_ones(rows))
+        return self._due(self.first_ones(rows))
 
-    def _first_ones(self, rows: list[Row]) -> list[Row]:
+    def first_ones(self, rows: list[Row]) -> list[Row]:
         """Return the rows that this run has not seen."""
         seen = self._record.see(rows)
         fresh: list[Row] = []

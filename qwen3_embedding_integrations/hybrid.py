@@ -15,9 +15,10 @@ PAGE = 1000
 class HybridStore:
     """A store whose rows go into a keyword index too; for jobs and for a Qwen3Retriever.
 
-    Keywords are written first and deleted last, so that each row that can be found by its vector
-    can be found by its words; what only the keyword index holds is never shown. An index that is
-    new, or was written without, is brought up to date when this object is made.
+    Keywords are written first, so that each row that can be found by its vector can be found by
+    its words, and deleted first, so that the next run mends what a killed one left; what only the
+    keyword index holds is never shown. An index that is new, or was written without, is brought up
+    to date when this object is made.
     """
 
     def __init__(self, store: Store, keywords: KeywordIndex) -> None:
@@ -72,8 +73,9 @@ class HybridStore:
 
     def delete(self, ids: Sequence[RowId]) -> None:
         """Delete rows and their words."""
-        self.store.delete(ids)
+        # Words without rows, left by a killed job, would have every opening read the whole store.
         self.keywords.delete([str(one) for one in ids])
+        self.store.delete(ids)
 
     def is_passing(self, error: BaseException) -> bool:
         """Whether the same call may succeed later."""

@@ -14,21 +14,29 @@ from typing import Any
 
 from .contract import EmbeddingContract, Encoder
 from .core.config import EncoderConfig, check_range
-from .documents import Document, find_files, read_documents
+from .documents import find_files, read_documents
 from .errors import ConfigError, InputError, MissingDependencyError, Qwen3EmbeddingError
 from .indexing import Failure, IndexReport
 from .indexing.job import MAX_FAILURES, PLACE, Job, Progress, encode_by
 from .indexing.journal import Journal
 from .indexing.pipeline import encode_rows
-from .parquet import ROWS, WHOLE, ArrowTable, embedded_schema, read_table, table_of, vector_column
+from .parquet import (
+    ArrowTable,
+    EmbeddedWriter,
+    fault_of,
+    read_table,
+    rows_of,
+    table_of,
+    vector_column,
+    without_known,
+    write_rows,
+)
 from .rows import Row, row_of
 from .sharing import shared_encoder
 from .stores import OpenStore, is_url, open_store
 
 try:
     import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.dataset
     import ray
     import ray.data
     import ray.exceptions
@@ -37,8 +45,6 @@ except ImportError as error:
 
 BATCH_ROWS = 2048  # of a call: four windows, so that encoding and writing overlap
 READ_ROWS = 1024
-FILE_BYTES = 128 * 2**20  # of a Parquet file, at least
-DOCUMENT = ("text", "source", "position", "title")  # columns; the others are metadata
 
 
 class Qwen3BatchEncoder:
@@ -67,7 +73,7 @@ class Qwen3BatchEncoder:
         texts = batch[self._text_column].to_pylist()
         has_error = "error" in batch.column_names
         errors = batch["error"].to_pylist() if has_error else [None] * len(texts)
-        errors = [e or _fault(text) for e, text in zip(errors, texts, strict=True)]
+        errors = [e or fault_of(text) for e, text in zip(errors, texts, strict=True)]
         rows = [Row(i, text, {}) for i, text in enumerate(texts) if errors[i] is None]
         done = encode_rows(rows, encode_by(self._encoder))
         for row, error in done.failures:
@@ -188,15 +194,8 @@ def index_dataset(
     with _our_errors():
         # By one worker first: it makes the collection, or says why it cannot be used.
         _contract_of(open_target, actors)
-        rows = _spread(dataset.map_batches(_as_rows, batch_format="pyarrow"), actors)
-        reports = rows.map_batches(_Indexer, fn_constructor_args=(open_target, retry_s), **actors)
-        reports.context.raise_original_map_exception = True  # else ours is lost on the way here
-        for row in reports.iter_rows():
-            part = json.loads(row["report"])
-            room = MAX_FAILURES - len(report.failures)
-            report.failures += [Failure(*one) for one in part.pop("failures")[:room]]
-            for name, count in part.items():
-                setattr(report, name, getattr(report, name) + count)
+        rows = dataset.map_batches(rows_of, batch_format="pyarrow")
+        for _ in _answers(rows, _Indexer, (open_target, retry_s), actors, report):
             if on_progress:
                 on_progress(report)
     return report
@@ -209,38 +208,47 @@ def write_embedded(
     *,
     actors: dict[str, Any] | None = None,
 ) -> IndexReport:
-    """Encode a dataset (see `index_dataset`) into Parquet files; return what was done.
+    """Bring a folder of Parquet files up to date with a dataset; return what was done.
 
-    A row has id, text, facts (JSON), error and vector; what its vectors were made by stands in each
-    file's schema. `folder` must not exist, and must mean the same on every machine.
-    `parquet.Embedded` loads it into a store.
+    The dataset is as in `index_dataset`. A row has id, text, facts (JSON), error and vector; what
+    its vectors were made by stands in each file's schema. `folder` must mean the same on every
+    machine. What it holds is not encoded again: a killed run goes on from its last files, one a
+    batch. What did not come is dropped; a changed row is one added and one removed. Takes 32 bytes
+    here for each row that was there. `parquet.Embedded` loads it. Raises as `EmbeddedWriter`.
     """
     config, folder = EncoderConfig.of(config), Path(folder).absolute()
-    if folder.exists():
-        raise InputError(f"{folder} exists; delete it, or give another folder")
     actors = actors or actor_options(config)
+    report = IndexReport()
     with _our_errors():
         contract = _contract_of(partial(shared_encoder, config), actors)
-        rows = _spread(dataset.map_batches(_as_rows_alone, batch_format="pyarrow"), actors)
-        encoded = rows.map_batches(Qwen3BatchEncoder, fn_constructor_args=(config,), **actors)
-        encoded.context.raise_original_map_exception = True
-        encoded.write_parquet(
-            str(folder),
-            schema=embedded_schema(contract, config),
-            min_bytes_per_file=FILE_BYTES,
+        writer = EmbeddedWriter(folder, contract, config)
+        known, made_by = ray.put(writer.known), (config, writer.place, writer.schema)
+        rows = dataset.map_batches(
+            lambda batch: without_known(rows_of(batch), ray.get(known)), batch_format="pyarrow"
         )
-    written = pyarrow.dataset.dataset(folder, format="parquet")
-    failed = written.to_table(["id", "text", "facts", "error"], filter=pc.field("error").is_valid())
-    report = IndexReport(added=written.count_rows() - len(failed))
-    for failure in read_table(failed).failures:
-        report.fail(*failure)
-    (folder / WHOLE).touch()
+        for answer in _answers(rows, _Embedder, made_by, actors, report):
+            writer.has_come[answer["kept"]] = True
+        writer.finish()
+    report.unchanged = int(writer.has_come.sum()) - 1
+    report.removed = int((~writer.has_come).sum())
     return report
 
 
-def _spread(rows: ray.data.Dataset, actors: dict[str, Any]) -> ray.data.Dataset:
-    """Return blocks of a batch each, so that one large file is every actor's."""
-    return rows.repartition(target_num_rows_per_block=actors["batch_size"])
+def _answers(
+    rows: ray.data.Dataset, worker: type, made_by: Any, actors: dict[str, Any], report: IndexReport
+) -> Iterator[dict[str, Any]]:
+    """Yield what actors answer to batches of rows; add their reports to the one of all."""
+    # In blocks of a batch each, so that one large file is every actor's.
+    blocks = rows.repartition(target_num_rows_per_block=actors["batch_size"])
+    answers = blocks.map_batches(worker, fn_constructor_args=made_by, **actors)
+    answers.context.raise_original_map_exception = True  # else ours is lost on the way here
+    for answer in answers.iter_rows():
+        part = json.loads(answer["report"])
+        room = MAX_FAILURES - len(report.failures)
+        report.failures += [Failure(*one) for one in part.pop("failures")[:room]]
+        for name, count in part.items():
+            setattr(report, name, getattr(report, name) + count)
+        yield answer
 
 
 class _Indexer:
@@ -262,34 +270,25 @@ class _Indexer:
         return pa.table({"report": [json.dumps(asdict(job.report))]})
 
 
-def _as_rows(batch: ArrowTable) -> ArrowTable:
-    """Return the table of ROWS that a batch of documents stands for."""
-    if {*ROWS.names} <= {*batch.column_names}:
-        return batch
-    if missing := {"text", "source"} - {*batch.column_names}:
-        raise InputError(
-            f"the dataset has no column {' and no '.join(sorted(missing))}, only "
-            f"{batch.column_names}; rename its columns"
-        )
-    return table_of(map(_row_values, batch.to_pylist()))
+class _Embedder(Qwen3BatchEncoder):
+    """Encodes batches of rows into a file each, in one actor; a report for each."""
 
+    def __init__(self, config: EncoderConfig, *output: Any) -> None:
+        super().__init__(config)
+        self._output = output  # place and schema
 
-def _row_values(record: dict[str, Any]) -> tuple[str, str, dict[str, Any], str | None]:
-    text, source, position = record["text"], record["source"], int(record.get("position") or 0)
-    fault = _fault(text) or (None if source is not None else "it has no source")
-    others = {name: value for name, value in record.items() if name not in DOCUMENT}
-    metadata = {k: v for k, v in others.items() if isinstance(v, str | int | float)}
-    text = "" if fault else text
-    row = row_of(Document(text, str(source), position, record.get("title"), metadata))
-    return str(row.id), row.text, row.facts, fault
-
-
-def _fault(text: object) -> str | None:
-    return None if isinstance(text, str) else f"it is {text!r:.40}, not a text"
-
-
-def _as_rows_alone(batch: ArrowTable) -> ArrowTable:
-    return _as_rows(batch).filter(pc.field("id").is_valid() | pc.field("error").is_valid())
+    def __call__(self, batch: ArrowTable) -> ArrowTable:
+        is_other = batch["id"].is_null().to_numpy() & batch["error"].is_null().to_numpy()
+        rows, others = super().__call__(batch.filter(~is_other)), batch.filter(is_other)
+        empty = others.filter(others["text"].is_valid())  # sources without a row, told by no other
+        rows = pa.concat_tables([rows, empty], promote_options="default")
+        if len(rows):
+            write_rows(rows, *self._output)
+        failures = read_table(rows.filter(rows["error"].is_valid())).failures
+        num_added = len(rows) - rows["vector"].null_count
+        report = {"added": num_added, "failed": len(failures), "failures": failures}
+        kept = others["kept"].combine_chunks().flatten().to_pylist()
+        return pa.table({"report": [json.dumps(report)], "kept": [kept]})
 
 
 def _read_batch(
@@ -306,7 +305,7 @@ def _read_batch(
                 if len(rows) == READ_ROWS:
                     yield table_of(rows)
                     rows.clear()
-            rows.append((None, None, end, None))
+            rows.append((None, None if end["position"] else "", end, None))
         except (InputError, OSError) as error:
             rows.append((None, None, end, str(error)))
         yield table_of(rows)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -19,6 +24,7 @@ from qwen3_embedding_integrations import (
     ConfigError,
     ContractMismatchError,
     EncoderConfig,
+    IndexingError,
     InputError,
     KeywordIndex,
     Qwen3Encoder,
@@ -28,14 +34,20 @@ from qwen3_embedding_integrations import (
 )
 from qwen3_embedding_integrations.chroma import ChromaStore, connect, find_collection
 from qwen3_embedding_integrations.cli import app
-from qwen3_embedding_integrations.documents import find_files, read_documents
+from qwen3_embedding_integrations.documents import Gone, find_files, read_documents
 from qwen3_embedding_integrations.indexing import IndexReport, ReadOptions, index_folders
 from qwen3_embedding_integrations.parquet import (
+    UNFINISHED,
     WHOLE,
     Embedded,
+    EmbeddedWriter,
     embedded_schema,
+    read_table,
+    rows_of,
     table_of,
     vector_column,
+    without_known,
+    write_rows,
 )
 from qwen3_embedding_integrations.rows import row_of
 from qwen3_embedding_integrations.stores import OpenStore, keywords_path
@@ -203,6 +215,143 @@ def test_a_dataset_goes_to_qdrant_and_bad_rows_into_the_report(cluster: str):
     qdrant.client.close()
 
 
+WRITE = """
+import sys
+from qwen3_embedding_integrations import EncoderConfig, ray_data
+address, corpus, out = sys.argv[1:]
+config = EncoderConfig(model="tiny", dtype="float32")
+ray_data.connect(address)
+actors = ray_data.actor_options(config, num_actors=1, batch_rows=128)
+dataset = ray_data.read_files([corpus], config, max_tokens=32)
+ray_data.write_embedded(dataset, out, config, actors=actors)
+"""
+
+
+def start_and_kill(address: str, corpus: Path, out: Path) -> None:
+    """Let a process write vectors, and kill it when its third file is there."""
+    process = subprocess.Popen([sys.executable, "-c", WRITE, address, str(corpus), str(out)])
+    try:
+        while len([*out.glob("*.parquet")]) < 3:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def rows_in(folder: Path) -> dict[str, tuple[str, dict[str, Any], np.ndarray]]:
+    """Return text, facts and vector of every row of a folder, by id; fail where one is twice."""
+    tables = [read_table(pq.read_table(file)) for file in folder.glob("*.parquet")]
+    rows = [row for table in tables for row in table.rows]
+    found = {str(row.id): (row.text, row.facts, row.vector) for row in rows}
+    assert len(found) == len(rows), "a row is there twice"
+    return found
+
+
+def test_a_killed_run_embeds_only_what_is_not_there(
+    cluster: str, tmp_path: Path, tiny: Qwen3Encoder
+):
+    """After SIGKILL the same call embeds the rest and what has changed, and drops what is gone."""
+    corpus, out = tmp_path / "files", tmp_path / "out"
+    write_files(corpus, 1200)
+    start_and_kill(cluster, corpus, out)
+    with pytest.raises(InputError, match="was not written to its end"):
+        Embedded.find(out)
+    (out / UNFINISHED / "torn.parquet").write_bytes(b"PAR1 and no more")
+    before = rows_in(out)
+
+    (corpus / "0.jsonl").write_text('{"text": "another note", "year": 0}\n', encoding="utf-8")
+    (corpus / "100.parquet").unlink()
+    (corpus / "law.txt").write_text("")
+    report = ray_data.write_embedded(
+        ray_data.read_files([corpus], CONFIG, max_tokens=32),
+        out,
+        actors=ray_data.actor_options(CONFIG, num_actors=1, batch_rows=128),
+        config=CONFIG,
+    )
+    wanted = index_here(corpus, tiny, tmp_path / "here")
+    require_same(rows_in(out), wanted)
+    tables = [read_table(pq.read_table(file)) for file in out.glob("*.parquet")]
+    empty = Gone((corpus / "law.txt").as_posix())
+    assert [table.items.count(empty) for table in tables if empty in table.items] == [1]
+    stayed = [one for one in before if one in wanted and before[one][1] == wanted[one][1]]
+    assert 0 < len(stayed) < len(wanted)
+    assert report.added == len(wanted) - len(stayed)
+    assert (report.unchanged, report.failed) == (len(stayed), 1)
+    assert report.removed == len(before) - len(stayed)
+    assert not (out / UNFINISHED).exists()
+    assert Embedded.find(out) is not None
+
+
+def write_here(rows: list[dict[str, Any]], folder: Path, tiny: Qwen3Encoder) -> int:
+    """Bring a folder up to date as a worker and its driver do; return how many rows are new."""
+    writer = EmbeddedWriter(folder, tiny.contract, CONFIG)
+    new = without_known(rows_of(pa.Table.from_pylist(rows)), writer.known)
+    writer.has_come[pc.list_flatten(new["kept"]).to_numpy()] = True
+    new = new.filter(pc.is_valid(new["id"]))
+    if len(new):
+        write_rows(ray_data.Qwen3BatchEncoder(CONFIG)(new), writer.place, writer.schema)
+    writer.finish()
+    return len(new)
+
+
+def test_loading_leaves_what_indexing_leaves(tmp_path: Path, tiny: Qwen3Encoder):
+    """Sources that shrank lose the rows beyond; a piece that cannot be encoded hides none."""
+    out = tmp_path / "out"
+    old = make_documents(24, per_source=8)
+    new = [one for one in old if one.position < (3, 8, 5)[int(one.source[0])]]
+    new[2] = replace(new[2], text="changed")
+    new[13] = replace(new[13], text=" ")  # the third of 2.txt
+    with open_sink("qdrant", ":memory:", tiny) as one, open_sink("chroma", tmp_path, tiny) as other:
+        for version, num_new in ((old, 24), (new, 2), (new, 1)):
+            rows = [{"text": d.text, "source": d.source, "position": d.position} for d in version]
+            assert write_here(rows, out, tiny) == num_new
+            embedded = Embedded.find(out)
+            assert embedded is not None
+            report, wanted = embedded.load(one), index_documents(version, tiny, other)
+            assert replace(report, failures=[]) == replace(wanted, failures=[])
+            assert [f.name for f in report.failures] == [f.name for f in wanted.failures]
+            require_same(held_by(one), held_by(other))
+            in_files = {row_of(d).id for d in version if d.text != " "}
+            assert rows_in(out).keys() == in_files
+        assert report.unchanged == 15
+        # A file that has become empty has no row to tell where it ends.
+        writer = EmbeddedWriter(tmp_path / "ends", tiny.contract, CONFIG)
+        end = table_of([(None, "", {"source": "1.txt", "position": 0}, None)])
+        nothing = pa.nulls(1, writer.schema.field("vector").type)
+        write_rows(end.append_column("vector", nothing), writer.place, writer.schema)
+        writer.finish()
+        embedded = Embedded.find(tmp_path / "ends")
+        assert embedded is not None
+        report, wanted = embedded.load(one), index_documents([Gone("1.txt")], tiny, other)
+        assert report == wanted == IndexReport(removed=8)
+        require_same(held_by(one), held_by(other))
+
+
+def test_a_folder_goes_on_only_as_it_was_made(tmp_path: Path, tiny: Qwen3Encoder):
+    """Another width is refused, and so is a folder of other things; what is left of a run ends."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    rows = [{"text": d.text, "source": d.source, "position": d.position} for d in make_documents(8)]
+    assert write_here(rows, out, tiny) == 8
+    narrow = shared_encoder(EncoderConfig(model="tiny", dtype="float32", dimensions=64))
+    with pytest.raises(ContractMismatchError, match="dimensions: stored 256, yours 64"):
+        EmbeddedWriter(out, narrow.contract, CONFIG)
+    assert Embedded.find(out) is not None, "a refusal has changed the folder"
+    other.mkdir()
+    _note(other)
+    with pytest.raises(InputError, match="holds something else"):
+        EmbeddedWriter(other, tiny.contract, CONFIG)
+
+    (file,) = out.glob("*.parquet")
+    written_ns = file.stat().st_mtime_ns
+    killed = EmbeddedWriter(out, tiny.contract, CONFIG)
+    assert write_here(rows, out, tiny) == 0
+    with pytest.raises(IndexingError, match="another run"):
+        write_rows(pq.read_table(file), killed.place, killed.schema)
+    assert [*out.glob("*.parquet")] == [file]
+    assert file.stat().st_mtime_ns == written_ns, "what has not changed was written again"
+
+
 def _open_tiny() -> Any:
     return OpenStore(None, shared_encoder(CONFIG))  # never asked for a row
 
@@ -316,6 +465,8 @@ def test_loading_checks_the_contract_and_the_end(tmp_path: Path, tiny: Qwen3Enco
     pq.write_table(full.cast(schema), out / "0.parquet")
     with pytest.raises(InputError, match="was not written to its end"):
         Embedded.find(out)
+    (tmp_path / "0.parquet").write_bytes(b"damaged: a file to be reported, in a folder of others")
+    assert Embedded.find(tmp_path) is None
     (out / WHOLE).touch()
     embedded = Embedded.find(out)
     assert embedded is not None

@@ -124,8 +124,7 @@ class Job:
         """Encode and write what is new or changed; delete what sources no longer hold."""
         windows = _windows(items, self._window_rows())
         self._run((self._plan(window) for window in windows), encode)
-        if not self._is_empty:
-            self._remove_stale()
+        self.remove_stale()
 
     def run_rows(self, rows: Iterable[Row], encode: Encode) -> None:
         """Encode and write rows that have their ids already."""
@@ -227,7 +226,10 @@ class Job:
         if source := row.facts.get("source"):
             self._record.see_failure(source)
 
-    def _remove_stale(self) -> None:
+    def remove_stale(self) -> None:
+        """Delete what the sources that the journal saw whole no longer hold."""
+        if self._is_empty:
+            return
         for page in _pages(self._record.whole_sources(), MAX_WINDOW_ROWS // MAX_GAP):
             # Pieces are numbered without gaps, but for one that could not be encoded: where the
             # next few are missing, there are no more.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qwen3_embedding_integrations import (
     HybridStore,
+    IndexingError,
     KeywordIndex,
     Qwen3Encoder,
     Qwen3Retriever,
@@ -52,6 +54,35 @@ def test_an_index_that_was_lost_is_made_again(store, tiny: Qwen3Encoder, tmp_pat
         assert len(keywords) == 1200
         retriever = Qwen3Retriever(hybrid, tiny, keywords=keywords, dense_weight=0.0)
         assert _texts(retriever, "note 777", 1) == ["note 777 第777条"]
+
+
+class DiesAfterDeleting:
+    """A store whose rows are gone when the caller hears of it last."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def delete(self, ids: Sequence[str | int]) -> None:
+        self._store.delete(ids)
+        raise RuntimeError("the machine is gone")
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_a_deletion_that_dies_leaves_no_words(store, tiny: Qwen3Encoder, tmp_path: Path) -> None:
+    """What a job had deleted when it died leaves nothing in the keyword index after the next."""
+    documents = make_documents(40)
+    with KeywordIndex(tmp_path / "words") as keywords:
+        index_documents(documents, tiny, HybridStore(store, keywords))
+        dying: Any = DiesAfterDeleting(store)
+        with pytest.raises(IndexingError, match="the machine is gone"):
+            index_documents(documents[:6], tiny, HybridStore(dying, keywords))
+        index_documents(documents[:6], tiny, HybridStore(store, keywords))
+        assert len(keywords) == len(store) == 38
 
 
 def _texts(retriever: Qwen3Retriever, query: str, limit: int) -> list[str]:

@@ -142,6 +142,7 @@ def _make_runner(
         budget,
         max_in_flight=2 if is_cuda else 1,
         probe=partial(torch.cuda.synchronize, device) if is_cuda else None,
+        prepare=model.lead,
     )
     return runner, head, room
 
@@ -180,7 +181,11 @@ def _make_model(
         config.attention, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
     )
     dense, kernels_reason = choose_dense(
-        architecture, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
+        architecture,
+        device,
+        dtype,
+        has_fast_bfloat16=_has_fast_bfloat16(device),
+        is_int8=config.quantization == "int8",
     )
     quantizer = None
     if config.quantization and not is_stored_int8:
@@ -200,7 +205,7 @@ def _make_model(
     model = Qwen3Model(
         weights,
         architecture,
-        attention=attention,
+        attention=dense.spread(attention),
         dense=dense,
         device=device,
         # The residual's: sums over all layers exceed float16 where products do not.

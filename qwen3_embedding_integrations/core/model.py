@@ -107,6 +107,7 @@ class Qwen3Model:
         self.dtype = dtype  # of the activations
         self.weights_dtype = weights.norm.dtype
         self.computed = Computed()
+        self.lead = dense.lead  # to be called on the thread whose forwards may use all cores
         self._weights = weights
         self._attention = attention
         self._dense = dense
@@ -167,26 +168,26 @@ class Qwen3Model:
 
         `prefix` (layers, 2, P, Hk, D) holds the keys and values that stand before each text's own.
         """
-        angles = self._dense.angles(plan.position_ids)
         residual = F.embedding(plan.input_ids, self._weights.embedding).to(self.dtype)  # (T, H)
         x: torch.Tensor | None = None
         last = len(self._weights.layers) - 1
-        for i, layer in enumerate(self._weights.layers):
-            q, k, v = self._dense.project(layer, x, residual, angles)
-            x = None  # here and below: what is not needed any more must not stand beside what is
-            if keep is not None:
-                keep.append(torch.stack([k, v]))  # (2, T, Hk, D)
-            if prefix is not None:
-                k, v = self._join(prefix[i, 0], k, plan), self._join(prefix[i, 1], v, plan)
-            segments = plan.segments
-            if i == last:
-                # Nothing reads the other tokens any more: their keys and values are all it takes.
-                rows, segments = plan.last_rows, plan.last_segments
-                q, residual = q[rows], residual[rows]
-            attended = self._attention(q, k, v, segments)
-            del q, k, v
-            x = self._dense.finish(layer, attended, residual)
-            del attended
+        with self._dense.begin(plan.position_ids) as state:
+            for i, layer in enumerate(self._weights.layers):
+                q, k, v = self._dense.project(layer, x, residual, state)
+                x = None  # here and below: what is not needed must not stand beside what is
+                if keep is not None:
+                    keep.append(torch.stack([k, v]))  # (2, T, Hk, D)
+                if prefix is not None:
+                    k, v = self._join(prefix[i, 0], k, plan), self._join(prefix[i, 1], v, plan)
+                segments = plan.segments
+                if i == last:
+                    # Nothing reads the other tokens: their keys and values are all it takes.
+                    rows, segments = plan.last_rows, plan.last_segments
+                    q, residual = q[rows], residual[rows]
+                attended = self._attention(q, k, v, segments)
+                del q, k, v
+                x = self._dense.finish(layer, attended, residual, state)
+                del attended
         return self._dense.norm(x, residual, self._weights.norm)  # (B, H)
 
     def _join(self, shared: torch.Tensor, own: torch.Tensor, plan: Plan) -> torch.Tensor:

@@ -14,11 +14,12 @@ import torch
 
 from ..errors import ConfigError
 from .packing import PackedBatch
-from .workers import Workers
+from .workers import Workers, on_fresh_thread
 
 MAX_MEMBERS = 16  # more threads would wait for Python's lock; each takes several cores instead
 MIN_TOKENS = 32  # of a member's part; below, the products are too thin to share
 NICE = "QWEN3_EMBEDDING_BULK_NICE"  # environment: how far members give way to other threads, Linux
+_limiting = threading.Lock()
 MAX_IMBALANCE = 1.3  # largest part over the mean part; above, all cores on one forward are faster
 
 
@@ -62,27 +63,23 @@ class Team:
         return together[order]
 
     def _start(self) -> Workers:
-        num_threads = torch.get_num_threads()
-        limited = threading.Barrier(self.num_members + 1)
-
         share, niceness = max(1, self._num_threads // self.num_members), self._niceness
 
         def prepare() -> None:  # without self: the members' threads would hold their team
             limit_threads(share)
             if niceness and sys.platform == "linux":  # elsewhere it is the process's
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
-            limited.wait()
 
-        members = Workers(self.num_members, "qwen3-member", prepare=prepare)
-        limited.wait()
-        torch.set_num_threads(num_threads)  # what new threads of others begin with
-        return members
+        return Workers(self.num_members, "qwen3-member", prepare=prepare)
 
 
 def limit_threads(num_threads: int) -> None:
-    """Let this thread's operations, and those of threads it makes later, use so many cores."""
-    torch.get_num_threads()  # or torch's first operation would set the limit back
-    torch.set_num_threads(num_threads)
+    """Let this thread's operations, and no others', use so many cores."""
+    with _limiting:
+        before = torch.get_num_threads()  # or torch's first operation would set the limit back
+        torch.set_num_threads(num_threads)
+        # That is also what every thread begins with whose first operation is yet to come.
+        on_fresh_thread(lambda: torch.set_num_threads(before))
 
 
 def _read_niceness() -> int:

@@ -1,0 +1,299 @@
+"""The compiled int8 layers: the arithmetic by its definition, the same bits for everyone."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("numba")
+
+from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
+from qwen3_embedding_integrations.core import fused, kernels
+from qwen3_embedding_integrations.core.attention import sdpa_attention
+from qwen3_embedding_integrations.core.checkpoint import Architecture
+from qwen3_embedding_integrations.core.cpu_dense import CpuDense
+from qwen3_embedding_integrations.core.fused import FusedDense
+from qwen3_embedding_integrations.core.linear import (
+    Int8Linear,
+    QuantizedWeight,
+    WidenedLinear,
+    quantize_weight,
+)
+from qwen3_embedding_integrations.core.model import Qwen3Model
+from qwen3_embedding_integrations.core.packing import PackedBatch
+from qwen3_embedding_integrations.core.team import limit_threads
+from qwen3_embedding_integrations.core.tiles import silu
+from qwen3_embedding_integrations.core.weights import Layer, Weights
+from qwen3_embedding_integrations.core.workers import on_fresh_thread
+from qwen3_embedding_integrations.demo import load_texts
+
+T = TypeVar("T")
+SHAPE = Architecture(
+    vocab_size=500, hidden_size=128, intermediate_size=96, num_layers=3, num_heads=4,
+    num_kv_heads=2, head_dim=64, rms_norm_eps=1e-6, rope_theta=1e6, max_positions=4096,
+)  # fmt: skip
+# Fewer and more than a wide tile, a thin tile, a panel have.
+ROWS = [1, 3, 4, 5, 15, 16, 17, 63, 64, 65, 256, 300]
+
+pytestmark = pytest.mark.skipif(
+    fused.obstacle(SHAPE) is not None, reason=f"not here: {fused.obstacle(SHAPE)}"
+)
+
+
+def make_layer(generator: torch.Generator) -> Layer:
+    a = SHAPE
+
+    def weight(num_outputs: int, num_inputs: int) -> QuantizedWeight:
+        drawn = torch.randn(num_outputs, num_inputs, generator=generator)
+        return quantize_weight(drawn * num_inputs**-0.5)
+
+    def norm(size: int) -> torch.Tensor:
+        return torch.rand(size, generator=generator) + 0.5
+
+    width = a.num_heads * a.head_dim
+    return Layer(
+        qkv=weight(width + 2 * a.num_kv_heads * a.head_dim, a.hidden_size),
+        o=weight(a.hidden_size, width),
+        gate_up=weight(2 * a.intermediate_size, a.hidden_size),
+        down=weight(a.hidden_size, a.intermediate_size),
+        input_norm=norm(a.hidden_size),
+        post_attention_norm=norm(a.hidden_size),
+        q_norm=norm(a.head_dim),
+        k_norm=norm(a.head_dim),
+    )
+
+
+@pytest.fixture(scope="module")
+def layers() -> list[Layer]:
+    generator = torch.Generator().manual_seed(1)
+    return [make_layer(generator) for _ in range(SHAPE.num_layers)]
+
+
+def make_dense(make_linear=Int8Linear) -> FusedDense:
+    def make() -> FusedDense:
+        limit_threads(3)  # of the thread that loads a model
+        return FusedDense(SHAPE, CpuDense(SHAPE, make_linear))
+
+    return on_fresh_thread(make)
+
+
+def make_model(layers: list[Layer], attention=sdpa_attention) -> Qwen3Model:
+    dense = make_dense()
+    embedding = torch.randn(500, 128, generator=torch.Generator().manual_seed(2))
+    weights = Weights(embedding, tuple(dense.pack(layers)), torch.ones(128))
+    return Qwen3Model(
+        weights, SHAPE, attention=dense.spread(attention), dense=dense,
+        device=torch.device("cpu"), dtype=torch.float32,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(layers) -> Qwen3Model:
+    return make_model(layers)
+
+
+def led(parts: FusedDense | Qwen3Model, work: Callable[[], T]) -> T:
+    """Return work() of a thread whose forwards use all threads, 3: more than many machines have."""
+
+    def answer() -> T:
+        parts.lead()
+        return work()
+
+    return on_fresh_thread(answer)
+
+
+def alone(parts: FusedDense | Qwen3Model, work: Callable[[], T]) -> T:
+    """Return work() of a thread like a team's member's, whose forwards use no other."""
+    del parts
+
+    def answer() -> T:
+        limit_threads(1)
+        return work()
+
+    return on_fresh_thread(answer)
+
+
+def batch_of(lengths: list[int]) -> PackedBatch:
+    rng = np.random.default_rng(3)
+    return PackedBatch.pack([rng.integers(0, 500, n, dtype=np.int32) for n in lengths])
+
+
+def taken(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    step = x.abs().amax(1, keepdim=True) / 127
+    return (x / step).round().double(), step.double()
+
+
+def product(x: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
+    """Return the product of the rounded sides, in whole numbers and float64."""
+    levels, step = taken(x.float())
+    return (levels @ weight.values.double().T) * step * weight.scale.double()
+
+
+def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return x * weight / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("run", [led, alone])
+@pytest.mark.parametrize("num_rows", ROWS)
+def test_a_layer_is_what_its_definition_says(layers, num_rows, run):
+    """Queries, keys, values and the residual are those of the rounded products in float64."""
+    a, layer, dense = SHAPE, layers[0], make_dense()
+    [packed, *_] = dense.pack(layers)
+    generator = torch.Generator().manual_seed(num_rows)
+    residual = torch.randn(num_rows, a.hidden_size, generator=generator)
+    attended = torch.randn(num_rows, a.num_heads, a.head_dim, generator=generator)
+    positions, after = torch.arange(num_rows), residual.clone()
+
+    def forward() -> list[torch.Tensor]:
+        with dense.begin(positions) as state:
+            projected = [one.clone() for one in dense.project(packed, None, after, state)]
+            dense.finish(packed, attended, after, state)
+        return projected
+
+    q, k, v = run(dense, forward)
+    heads = product(normed(residual, layer.input_norm), layer.qkv).view(num_rows, -1, a.head_dim)
+    cos, sin = kernels.rotary_angles(positions, a.head_dim, a.rope_theta)
+    own = heads.split([a.num_heads, a.num_kv_heads, a.num_kv_heads], dim=1)
+    assert close(q, kernels.rotate(normed(own[0], layer.q_norm), cos, sin)) <= 1e-3
+    assert close(k, kernels.rotate(normed(own[1], layer.k_norm), cos, sin)) <= 1e-3
+    assert close(v, own[2]) <= 1e-3
+    middle = residual + product(attended.flatten(1), layer.o)
+    gate, up = product(normed(middle, layer.post_attention_norm), layer.gate_up).chunk(2, dim=1)
+    expected = middle + product(torch.nn.functional.silu(gate) * up, layer.down)
+    # A value on the edge between two levels may fall to the other one.
+    assert close(after, expected) <= 3e-3
+
+
+def test_the_exponential_is_right_to_rounding():
+    """silu over its whole range is float64's, to a few units of the last place."""
+    for x in [-200.0, -87.5, -20.0, -1e-3, -0.0, 1e-30, 0.3466, 0.5, 1.0, 17.3, 88.0, 1e30]:
+        expected = x / (1 + np.exp(np.float64(-x)))
+        assert silu(np.float32(x)) == pytest.approx(expected, rel=1e-6, abs=1e-35)
+    assert np.isnan(silu(np.float32("nan")))
+
+
+@pytest.mark.parametrize("lengths", [[1], [9], [64], [65], [300], [5, 40, 3], [120, 7, 200, 64]])
+def test_threads_and_neighbours_change_no_bit(model, lengths):
+    """A text's vector is the same bits alone and beside others, whatever threads there are."""
+    texts = batch_texts(batch_of(lengths))
+    for prefix in ((), tuple(range(10, 22))):
+        batch = PackedBatch.pack(texts, prefix_ids=prefix)
+        together = led(model, lambda batch=batch: model(batch))
+        assert torch.equal(together, alone(model, lambda batch=batch: model(batch)))
+        for row, text in enumerate(texts):
+            single = PackedBatch.pack([text], prefix_ids=prefix)
+            found = led(model, lambda single=single: model(single))
+            assert torch.equal(found, together[row : row + 1])
+
+
+def batch_texts(batch: PackedBatch) -> list[np.ndarray]:
+    return np.split(batch.input_ids, batch.cu_seqlens[1:-1])
+
+
+@pytest.mark.parametrize("run", [led, alone])
+def test_layers_of_other_weights_stand_between(layers, run):
+    """A layer with a projection in bfloat16 runs as it would without the compiled ones."""
+    mixed = list(layers)
+    weight = layers[1].o
+    assert isinstance(weight, QuantizedWeight)
+    mixed[1] = Layer(
+        **{name: getattr(layers[1], name) for name in Layer.__slots__}
+        | {"o": weight.to_float().bfloat16()}
+    )
+
+    def make_linear(weight):
+        return (Int8Linear if isinstance(weight, QuantizedWeight) else WidenedLinear)(weight)
+
+    dense = make_dense(make_linear)
+    plain = CpuDense(SHAPE, make_linear)
+    found: dict[type, list[torch.Tensor]] = {FusedDense: [], CpuDense: []}
+    for parts in (dense, plain):
+        embedding = torch.randn(500, 128, generator=torch.Generator().manual_seed(2))
+        weights = Weights(embedding, tuple(parts.pack(mixed)), torch.ones(128))
+        model = Qwen3Model(
+            weights, SHAPE, attention=parts.spread(sdpa_attention), dense=parts,
+            device=torch.device("cpu"), dtype=torch.float32,
+        )  # fmt: skip
+        for lengths in ([9], [40, 60]):
+            found[type(parts)].append(run(model, lambda m=model, n=lengths: m(batch_of(n))))
+    assert [type(one) for one in dense.pack(mixed)][1] is not int
+    cosines = torch.nn.functional.cosine_similarity(*(torch.cat(one) for one in found.values()))
+    assert cosines.min() >= 0.9999
+
+
+@pytest.mark.parametrize("run", [led, alone])
+@pytest.mark.parametrize("num_rows", [7, 100])
+def test_nan_stays_in_its_row(layers, num_rows, run):
+    """NaN or inf in a row makes that row NaN, for the head to refuse, and no other."""
+    dense = make_dense()
+    [packed, *_] = dense.pack(layers)
+    residual = torch.ones(num_rows, SHAPE.hidden_size)
+    residual[2, 5], residual[4, 6] = float("nan"), float("inf")
+
+    def forward() -> torch.Tensor:
+        with dense.begin(torch.arange(num_rows)) as state:
+            v = dense.project(packed, None, residual, state).v.clone()
+            dense.finish(packed, torch.ones(num_rows, 4, 64), residual, state)
+        return v
+
+    v = run(dense, forward)
+    rows = [row for row in range(num_rows) if row not in {2, 4}]
+    for values in (v.flatten(1), residual):
+        assert values[rows].isfinite().all()
+        assert not values[2].isfinite().any()
+        assert not values[4].isfinite().any()
+
+
+def test_a_forward_that_fails_leaves_no_thread_at_work(layers):
+    """After an error in the middle the helpers are free, and the next forward is right."""
+    fails = threading.Event()
+
+    def attention(q, k, v, segments):
+        if fails.is_set():
+            raise RuntimeError("in the middle")
+        return sdpa_attention(q, k, v, segments)
+
+    model = make_model(layers, attention)
+
+    def work() -> None:
+        expected = model(batch_of([9]))
+        fails.set()
+        for lengths in ([9], [200]):
+            with pytest.raises(RuntimeError, match="in the middle"):
+                model(batch_of(lengths))
+        fails.clear()
+        assert torch.equal(model(batch_of([9])), expected)
+
+    led(model, work)
+
+
+def test_without_numba_the_vectors_are_the_same_to_rounding():
+    """Where Numba is missing, oneDNN computes: a note says so, and cosines stay at 0.9999."""
+    texts = [text.document for text in load_texts()][:20]
+    script = (
+        "import sys, logging, numpy as np; sys.modules['numba'] = None\n"
+        "logging.basicConfig(level=logging.INFO)\n"
+        "from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder\n"
+        "from qwen3_embedding_integrations.demo import load_texts\n"
+        "texts = [text.document for text in load_texts()][:20]\n"
+        "encoder = Qwen3Encoder(EncoderConfig(model='tiny', quantization='int8'))\n"
+        "np.save(sys.stdout.buffer, encoder.encode_documents(texts))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert b"plain, in blocks (no Numba" in done.stderr
+    with Qwen3Encoder(EncoderConfig(model="tiny", quantization="int8")) as encoder:
+        found = encoder.encode_documents(texts)
+    cosines = (found * np.load(io.BytesIO(done.stdout))).sum(1)
+    assert cosines.min() >= 0.9999

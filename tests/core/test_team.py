@@ -87,7 +87,7 @@ def test_members_limit_themselves_alone():
     assert seen == [before]
 
 
-def test_a_model_s_engine_keeps_all_cores():
+def test_an_engine_keeps_all_cores():
     """What runs short calls beside the engine's thread limits itself, and the engine not at all."""
     loaded = load_model(EngineConfig(model="tiny", dtype="float32"))
     seen: list[int] = []

@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,11 @@ OTHERS = {"afqmc": ["stsb_zh/test.tsv.gz"], "stard": ["cmrc2018", "cranfield"]}
 KILLED = """
 import json, os, signal, sys
 from qwen3_embedding_integrations.finetuning import FinetuneConfig, finetune
+resume = sys.argv[2] == "resume"
 def stop(now):
-    if 2 * now["step"] > now["steps"]:
+    if not resume and 2 * now["step"] > now["steps"]:
         os.kill(os.getpid(), signal.SIGKILL)
-finetune(FinetuneConfig(**json.loads(sys.argv[1])), on_progress=stop)
+finetune(FinetuneConfig(**json.loads(sys.argv[1])), resume=resume, on_progress=stop)
 """
 
 
@@ -98,15 +100,21 @@ def tell(now: dict[str, Any]) -> None:
         print(now, flush=True)
 
 
+def kill_and_resume(config: FinetuneConfig) -> None:
+    command = [sys.executable, "-c", KILLED, json.dumps(asdict(config))]
+    assert subprocess.run([*command, "begin"], check=False).returncode == -signal.SIGKILL
+    subprocess.run([*command, "resume"], check=True)
+
+
 def run(name: str, data: Path, out: Path, model: str) -> dict[str, Any]:
     options = dict(RECIPES[name])
     options |= {key: str(data / options[key]) for key in ("train", "dev", "test") if key in options}
     config = FinetuneConfig(model=model, out=str(out / name), device="cpu", **options)
     other = FinetuneConfig(model=model, out=str(out / f"{name}-resumed"), device="cpu", **options)
-    killed = subprocess.Popen([sys.executable, "-c", KILLED, json.dumps(asdict(other))])
-    report = finetune(config, on_progress=tell)
-    assert killed.wait() == -signal.SIGKILL
-    finetune(other, resume=True)
+    with ThreadPoolExecutor(1) as beside_this:
+        killed = beside_this.submit(kill_and_resume, other)
+        report = finetune(config, on_progress=tell)
+        killed.result()
     weights, resumed = (
         load_file(Path(one.out, "adapter_model.safetensors")) for one in (config, other)
     )

@@ -38,7 +38,7 @@ from .fused_kernels import (
 from .kernels import Projected
 from .linear import QuantizedWeight
 from .team import limit_threads
-from .tiles import BLOCK_BYTES, DEPTH, LANES, THIN_ROWS, pack_blocks
+from .tiles import BLOCK_BYTES, DEPTH, LANES, THIN_ROWS, aligned, pack_blocks
 from .weights import Layer
 from .workers import Workers
 
@@ -110,7 +110,8 @@ class FusedDense:
             values, scale = weight
             if matrix is stack.gate_up:
                 values, scale = values[self._gate_and_up], scale[self._gate_and_up]
-            pack_blocks(values.numpy(), matrix.values[index])
+            words = np.require(values.numpy(), requirements=["C", "A"]).view(np.int32)
+            pack_blocks(words, matrix.values[index].view(np.int32))
             sums = values.sum(1, dtype=torch.int32)
             matrix.offset[index] = sums.mul_(ZERO_POINT).numpy()
             matrix.scale[index] = scale.numpy()
@@ -133,6 +134,7 @@ class FusedDense:
         work = self.work(np.full(2 * NUM_PHASES * a.num_layers, ALL_DONE, np.int64))
         panel = compiled.panel_of(0, 0)
         compiled.announce(work.counters, 0)
+        pack_blocks(np.empty((0, 1), np.int32), np.empty((0, 1, LANES), np.int32))
         compiled.project(self.stack, 0, rows, heads, panel, work, 0)
         compiled.project_rows(self.stack, 0, rows, heads, 0, 0, work)
         compiled.finish(self.stack, 0, attended, rows, panel, work, 0)
@@ -236,7 +238,7 @@ class FusedDense:
         num_layers = self.architecture.num_layers
         blocks = (num_layers, num_outputs // LANES, num_inputs // DEPTH, BLOCK_BYTES)
         outputs = (num_layers, num_outputs)
-        return Matrix(_aligned(blocks), np.empty(outputs, np.int32), np.empty(outputs, np.float32))
+        return Matrix(aligned(blocks), np.empty(outputs, np.int32), np.empty(outputs, np.float32))
 
 
 class Forward:
@@ -346,11 +348,3 @@ def _heads(architecture: Architecture, position_ids: torch.Tensor) -> Heads:
     q = np.empty((num_rows, a.num_heads, a.head_dim), np.float32)
     k, v = (np.empty((num_rows, a.num_kv_heads, a.head_dim), np.float32) for _ in range(2))
     return Heads(q, k, v, cos, sin)
-
-
-def _aligned(shape: tuple[int, ...]) -> Array:
-    """Return room for int8 that begins where a cache line does."""
-    size = int(np.prod(shape))
-    room = np.empty(size + BLOCK_BYTES, np.int8)
-    start = -room.ctypes.data % BLOCK_BYTES
-    return room[start : start + size].reshape(shape)

@@ -208,8 +208,19 @@ def read_count(typingctx: Any, address: Any) -> Any:
     return types.int64(types.intp), generate
 
 
-def pack_blocks(values: np.ndarray, out: np.ndarray) -> None:
-    """Write values (N, K) int8 to `out`, (N / LANES, K / DEPTH, BLOCK_BYTES)."""
-    num_outputs, num_inputs = values.shape
-    blocks = values.reshape(num_outputs // LANES, LANES, num_inputs // DEPTH, DEPTH)
-    out.reshape(len(out), -1, LANES, DEPTH)[:] = blocks.transpose(0, 2, 1, 3)
+@jit
+def pack_blocks(weight, out):
+    """Write a weight (N, K / DEPTH) to `out` (N / LANES, K / DEPTH, LANES), four int8 an int32."""
+    num_blocks, depth, lanes = out.shape
+    for block in range(num_blocks):
+        for lane in range(lanes):
+            for step in range(depth):
+                out[block, step, lane] = weight[block * lanes + lane, step]
+
+
+def aligned(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Return room for int8 that begins where a cache line does."""
+    size = int(np.prod(shape))
+    room = np.empty(size + BLOCK_BYTES, np.int8)
+    start = -room.ctypes.data % BLOCK_BYTES
+    return room[start : start + size].reshape(shape)

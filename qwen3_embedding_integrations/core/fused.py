@@ -6,6 +6,7 @@ Rows beside each other do not change a bit of a vector here, nor does the number
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
@@ -32,6 +33,7 @@ from .fused_kernels import (
     ZERO_POINT,
     Heads,
     Matrix,
+    Panel,
     Stack,
     Work,
 )
@@ -56,6 +58,8 @@ FusedLayer = int | CpuLayer  # a number is the layer's place in the stack
 
 def obstacle(architecture: Architecture) -> str | None:
     """Return why these kernels are not for this processor, or for a model of this shape."""
+    if sys.platform == "win32":  # LLVM ends the process where a symbol is missing
+        return "Windows has no sched_yield"
     if binding.llvm_version_info[0] < LLVM:
         return f"Numba with LLVM {binding.llvm_version_info[0]} is too old; install 0.68 or newer"
     features = binding.get_host_cpu_features()
@@ -252,10 +256,9 @@ class Forward:
         self._dense = dense
         self._position_ids = position_ids
         self._heads = _heads(dense.architecture, position_ids)
-        self._num_layers = dense.architecture.num_layers
         self._num_threads = dense.num_threads if dense.leads else 1
         self._is_thin = len(position_ids) <= THIN_LIMIT
-        self._counters = np.zeros(2 * NUM_PHASES * self._num_layers, np.int64)
+        self._counters = np.zeros(2 * NUM_PHASES * len(dense.is_fused), np.int64)
         self._assisted: _Assisted | None = None
 
     @cached_property
@@ -285,7 +288,7 @@ class Forward:
         if self._is_thin and self._num_threads > 1 and self._assisted is None:
             self._assisted = self._call_helpers(residual)
         if self._assisted is not None:
-            panel, work = compiled.panel_of(0, len(residual)), self._assisted.work
+            panel, work = self._assisted.panel, self._assisted.work
             compiled.project(dense.stack, layer, residual, heads, panel, work, layer * NUM_PHASES)
         else:
 
@@ -300,14 +303,11 @@ class Forward:
     def finish(self, layer: int, attended: Array, residual: Array) -> None:
         """Add what attention and the MLP come to."""
         dense = self._dense
-        if self._assisted is not None and layer + 1 < self._num_layers:
-            shared, panel = self._assisted, compiled.panel_of(0, len(residual))
-            shared.attended[:] = attended
+        if self._assisted is not None and layer + 1 < len(dense.is_fused):
+            work, panel, copied, _ = self._assisted
+            copied[:] = attended
             self.announce(ATTENDED)
-            phase = layer * NUM_PHASES
-            compiled.finish(
-                dense.stack, layer, shared.attended, residual, panel, shared.work, phase
-            )
+            compiled.finish(dense.stack, layer, copied, residual, panel, work, layer * NUM_PHASES)
             return
         self.announce(ATTENDED)
 
@@ -328,15 +328,15 @@ class Forward:
             own = dense.work(self._counters, shared=work)
             compiled.assist(dense.stack, dense.is_fused, attended, residual, heads, own)
 
-        return _Assisted(
-            work, attended, [dense.helpers.submit(assist) for _ in range(self._num_threads - 1)]
-        )
+        futures = [dense.helpers.submit(assist) for _ in range(self._num_threads - 1)]
+        return _Assisted(work, compiled.panel_of(0, len(residual)), attended, futures)
 
 
 class _Assisted(NamedTuple):
     """What the threads of a thin forward share, beside the residual and the heads."""
 
     work: Work
+    panel: Panel
     attended: Array  # (T, Hq D)
     futures: Sequence[Future[None]]
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -143,6 +144,14 @@ def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
+
+
+def test_where_they_are_not_for(monkeypatch):
+    """A shape that tiles do not divide, and a system without what threads wait by, are named."""
+    assert "multiples of 64" in (fused.obstacle(replace(SHAPE, head_dim=80)) or "")
+    assert "multiple of 32" in (fused.obstacle(replace(SHAPE, intermediate_size=100)) or "")
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert "Windows" in (fused.obstacle(SHAPE) or "")
 
 
 @pytest.mark.parametrize("run", [led, alone])

@@ -76,9 +76,10 @@ class Team:
 def limit_threads(num_threads: int) -> None:
     """Let this thread's operations, and no others', use so many cores."""
     with _limiting:
-        before = torch.get_num_threads()  # or torch's first operation would set the limit back
+        torch.get_num_threads()  # or torch's first operation would set the limit back
+        # What is set is also what every thread begins with whose first operation is yet to come.
+        before = on_fresh_thread(torch.get_num_threads)
         torch.set_num_threads(num_threads)
-        # That is also what every thread begins with whose first operation is yet to come.
         on_fresh_thread(lambda: torch.set_num_threads(before))
 
 

@@ -20,18 +20,22 @@ _Task = tuple[Future[Any], Callable[[], Any]]
 class Workers:
     """A number of daemon threads that answer tasks in the order of submission.
 
-    `prepare` runs on each thread before its first task. The threads end with this object.
+    `prepare` has run on every thread when the constructor returns, and raises there what it raises.
+    The threads end with this object.
     """
 
     def __init__(
         self, num_threads: int, name: str, *, prepare: Callable[[], object] = object
     ) -> None:
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        for _ in range(num_threads):
-            threading.Thread(
-                target=_work, args=(self._tasks, prepare), name=name, daemon=True
-            ).start()
         weakref.finalize(self, _dismiss, self._tasks, num_threads).atexit = False
+        prepared: list[Future[object]] = [Future() for _ in range(num_threads)]
+        for ready in prepared:
+            threading.Thread(
+                target=_work, args=(self._tasks, ready, prepare), name=name, daemon=True
+            ).start()
+        for ready in prepared:
+            ready.result()
 
     def submit(self, function: Callable[[], T]) -> Future[T]:
         """Return the future of function(); a future cancelled in time is not computed."""
@@ -47,8 +51,11 @@ def on_fresh_thread(function: Callable[[], T]) -> T:
     return future.result()
 
 
-def _work(tasks: SimpleQueue[_Task | None], prepare: Callable[[], object]) -> None:
-    prepare()
+def _work(
+    tasks: SimpleQueue[_Task | None], ready: Future[object], prepare: Callable[[], object]
+) -> None:
+    _answer(ready, prepare)
+    del ready, prepare
     while (task := tasks.get()) is not None:
         _answer(*task)
         del task  # while it waits, a thread holds no tensors

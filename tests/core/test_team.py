@@ -18,6 +18,7 @@ from qwen3_embedding_integrations.core.config import EngineConfig
 from qwen3_embedding_integrations.core.loading import load_model
 from qwen3_embedding_integrations.core.packing import PackedBatch
 from qwen3_embedding_integrations.core.team import MIN_TOKENS, NICE, Team, share_out
+from qwen3_embedding_integrations.core.workers import Workers, on_fresh_thread
 from qwen3_embedding_integrations.errors import ConfigError
 
 
@@ -80,11 +81,13 @@ def test_members_limit_themselves_alone():
         team.run(forward, batch_of([100] * 8))
     assert {threads for _, _, threads in forward.calls} == {1}
     assert torch.get_num_threads() == before
-    seen: list[int] = []
-    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert seen == [before]
+    assert on_fresh_thread(torch.get_num_threads) == before
+
+
+def test_a_thread_that_cannot_be_prepared_is_an_error():
+    """Not a thread that is missing, whose tasks would wait for ever."""
+    with pytest.raises(ZeroDivisionError):
+        Workers(2, "prepared", prepare=lambda: 1 // 0)
 
 
 def test_an_engine_keeps_all_cores():

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from . import kernels
-from .attention import Attention
+from .attention import Attention, PrefixedAttention, Segments, behind_prefix
 from .checkpoint import Architecture
 from .cpu_dense import CpuDense
 from .kernels import Operations, Projected
@@ -40,8 +40,13 @@ class DenseParts(Protocol):
         """Let forwards on this thread use all cores of a CPU."""
         ...
 
-    def begin(self, position_ids: torch.Tensor) -> AbstractContextManager[Any]:
-        """Return a forward over positions (T,); what it gives is `state` below."""
+    def begin(
+        self, position_ids: torch.Tensor, segments: Segments, prefix: torch.Tensor | None
+    ) -> AbstractContextManager[Any]:
+        """Return a forward over positions (T,); what it gives is `state` below.
+
+        `prefix` (layers, 2, Hk, P, D) holds keys and values that stand before every text's.
+        """
         ...
 
     def project(
@@ -62,8 +67,8 @@ class DenseParts(Protocol):
         """Add x (T, H) and return the norm of the sum, (T, H)."""
         ...
 
-    def spread(self, attention: Attention) -> Attention:
-        """Return the same attention, on the threads that these parts run on."""
+    def spread(self, attention: Attention, *, may_replace: bool = True) -> PrefixedAttention:
+        """Return this attention, on the threads that these parts run on, or a faster one."""
         ...
 
 
@@ -149,7 +154,10 @@ class Dense:
     def lead(self) -> None:
         pass
 
-    def begin(self, position_ids: torch.Tensor) -> AbstractContextManager[torch.Tensor]:
+    def begin(
+        self, position_ids: torch.Tensor, segments: Segments, prefix: torch.Tensor | None
+    ) -> AbstractContextManager[torch.Tensor]:
+        del segments, prefix
         a = self._architecture
         angles = kernels.rotary_angles(position_ids, a.head_dim, a.rope_theta)
         return nullcontext(torch.cat(angles, dim=1))  # (T, 2, D / 2)
@@ -179,8 +187,9 @@ class Dense:
             x, residual, weight, self._eps, residual.dtype, self._mlp_factor
         ).values
 
-    def spread(self, attention: Attention) -> Attention:
-        return attention
+    def spread(self, attention: Attention, *, may_replace: bool = True) -> PrefixedAttention:
+        del may_replace
+        return behind_prefix(attention)
 
     def _normed(
         self,

@@ -1,9 +1,7 @@
-"""A layer's dense parts in int8, compiled by Numba: what stands between products runs in passing.
+"""A layer in int8, compiled by Numba: what stands between products runs in passing.
 
-Several threads may call the same function with the same arguments: each takes the next piece of
-work that nobody has taken, and no one goes on to the next phase before all of one are done. So a
-thread that comes late, or is put aside by the operating system, delays nobody. What a row becomes
-does not depend on the rows beside it, nor on the number of threads: same bits.
+Several threads may call the same function with the same arguments: they share its pieces. What a
+row becomes does not depend on the rows beside it, nor on the number of threads: same bits.
 """
 
 # A kernel's arguments are no Python values, and Numba finds their types itself.
@@ -15,8 +13,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
 
+from .attention_tiles import turn
+from .fused_attention import FLOAT_BYTES, Room, attend_together
+from .pieces import announce, take_piece, wait_for
 from .tiles import (
     BLOCK_BYTES,
     DEPTH,
@@ -25,10 +25,8 @@ from .tiles import (
     WIDE_BLOCKS,
     WIDE_ROWS,
     ask_for,
-    count_up,
     float_of_bits,
     jit,
-    read_count,
     silu,
     thin_tile,
     wide_tile,
@@ -39,11 +37,8 @@ THIN_LIMIT = 64  # rows above which weights are read often enough for wide tiles
 GROUP = LANES * WIDE_BLOCKS  # outputs computed together, at least
 LEVELS = 127.0
 ZERO_POINT = 128
-SPINS = 20_000  # looks at a counter before the processor is left to others: about 0.5 ms
-READY, NORM, HEADS, ATTENDED, TAKE_O, ADD_O, MLP_NORM, GATE_UP, TAKE_DOWN, ADD_DOWN = range(10)
+READY, NORM, HEADS, ATTEND, TAKE_O, ADD_O, MLP_NORM, GATE_UP, TAKE_DOWN, ADD_DOWN = range(10)
 NUM_PHASES = 10
-
-sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
 class Matrix(NamedTuple):
@@ -75,16 +70,6 @@ class Panel(NamedTuple):
     tile_rows: int  # rows of a tile
 
 
-class Heads(NamedTuple):
-    """Where a layer's queries, keys and values go, and the angles by which they are turned."""
-
-    q: Any  # (T, Hq, D) float32
-    k: Any  # (T, Hk, D) float32
-    v: Any  # (T, Hk, D) float32
-    cos: Any  # (T, D / 2) float32
-    sin: Any  # (T, D / 2) float32
-
-
 class Work(NamedTuple):
     """Room for a panel's values, shared by the threads at it, and for each thread's own."""
 
@@ -95,29 +80,8 @@ class Work(NamedTuple):
     tile: Any  # own: (THIN_ROWS * outputs of a group,) float32
     floats: Any  # own: (K,) float32
     levels: Any  # own: (K / DEPTH,) int32
+    room: Room  # own
     eps: Any  # float32
-
-
-@jit
-def _next(work, phase):
-    """Return the number of a piece that no thread has taken."""
-    return count_up(work.counters.ctypes.data + 16 * phase)
-
-
-@jit
-def announce(counters, phase):
-    """Count one more piece of a phase as done."""
-    count_up(counters.ctypes.data + 16 * phase + 8)
-
-
-@jit
-def _wait(work, phase, num_pieces):
-    address = work.counters.ctypes.data + 16 * phase + 8
-    spins = 0
-    while read_count(address) < num_pieces:
-        spins += 1
-        if spins > SPINS:
-            sched_yield()
 
 
 @jit
@@ -144,12 +108,12 @@ def _take_rows(values, start, panel, work, phase):
     """Take the panel's rows, the first of which is values[start]."""
     num_rows = panel.stop - panel.start
     while True:
-        row = _next(work, phase)
+        row = take_piece(work.counters, phase)
         if row >= num_rows:
             break
         work.scale[row] = _take(values[start + row], row, panel.tile_rows, work)
         announce(work.counters, phase)
-    _wait(work, phase, num_rows)
+    wait_for(work.counters, phase, num_rows)
 
 
 @jit
@@ -158,7 +122,7 @@ def _norm_rows(residual, weight, panel, work, phase):
     num_rows, size = panel.stop - panel.start, residual.shape[1]
     normed = work.floats[:size]
     while True:
-        row = _next(work, phase)
+        row = take_piece(work.counters, phase)
         if row >= num_rows:
             break
         values = residual[panel.start + row]
@@ -169,7 +133,7 @@ def _norm_rows(residual, weight, panel, work, phase):
         level = _take(normed, row, panel.tile_rows, work)
         work.scale[row] = level / np.sqrt(squares / np.float32(size) + work.eps)
         announce(work.counters, phase)
-    _wait(work, phase, num_rows)
+    wait_for(work.counters, phase, num_rows)
 
 
 @jit
@@ -199,51 +163,35 @@ def _multiply(matrix, layer, block, num_blocks, row, panel, work):
 
 
 @jit
-def _turn(head, weight, cos, sin, eps, floats, out):
-    """Write the RMS norm of a head, turned by its position's angles."""
-    size = len(weight)
-    half = size // 2
-    squares = np.float32(0)
-    for i in range(size):
-        squares += head[i] * head[i]
-    inverse = np.float32(1) / np.sqrt(squares / np.float32(size) + eps)
-    # Three loops, not one: LLVM compares each array that is written with each that is read, and
-    # gives up vectors where these are many.
-    for i in range(size):
-        floats[i] = head[i] * inverse * weight[i]
-    first, second = floats[:half], floats[half:size]
-    lower, upper = out[:half], out[half:]
-    for i in range(half):
-        lower[i] = first[i] * cos[i] - second[i] * sin[i]
-    for i in range(half):
-        upper[i] = second[i] * cos[i] + first[i] * sin[i]
-
-
-@jit
 def _heads(stack, layer, heads, panel, work, phase):
     """Write queries, keys and values of the taken rows, head by head."""
-    size, num_q, num_k = stack.q_norm.shape[1], heads.q.shape[1], heads.k.shape[1]
-    num_blocks = size // LANES
-    tile = work.tile[: panel.tile_rows * size].reshape(panel.tile_rows, size)
+    num_q, num_rows, size = heads.q.shape
+    num_k, num_blocks, row_bytes = len(heads.k), size // LANES, size * FLOAT_BYTES
     while True:
-        head = _next(work, phase)
+        head = take_piece(work.counters, phase)
         if head >= num_q + 2 * num_k:
             break
+        weight, is_value = stack.q_norm[layer].ctypes.data, head >= num_q + num_k
+        out = heads.q.ctypes.data + (head * num_rows + panel.start) * row_bytes
+        if head >= num_q:
+            weight = stack.k_norm[layer].ctypes.data
+            out = heads.k.ctypes.data + ((head - num_q) * num_rows + panel.start) * row_bytes
         for first in range(0, panel.stop - panel.start, panel.tile_rows):
             _multiply(stack.qkv, layer, head * num_blocks, num_blocks, first, panel, work)
-            for row in range(min(panel.tile_rows, panel.stop - panel.start - first)):
-                at = panel.start + first + row
-                if head < num_q:
-                    out, weight = heads.q[at, head], stack.q_norm[layer]
-                elif head < num_q + num_k:
-                    out, weight = heads.k[at, head - num_q], stack.k_norm[layer]
-                else:
-                    heads.v[at, head - num_q - num_k, :] = tile[row]
-                    continue
-                cos, sin = heads.cos[at], heads.sin[at]
-                _turn(tile[row], weight, cos, sin, work.eps, work.floats, out)
+            rows = min(panel.tile_rows, panel.stop - panel.start - first)
+            if is_value:
+                start = panel.start + first
+                values = heads.v[head - num_q - num_k, start : start + rows].reshape(rows * size)
+                values[:] = work.tile[: rows * size]
+                continue
+            for row in range(rows):
+                at = first + row
+                angle = (panel.start + at) * (row_bytes // 2)
+                cos, sin = heads.cos.ctypes.data + angle, heads.sin.ctypes.data + angle
+                own = work.tile.ctypes.data + row * row_bytes
+                turn(own, weight, cos, sin, row_bytes // 2, work.eps, out + at * row_bytes)
         announce(work.counters, phase)
-    _wait(work, phase, num_q + 2 * num_k)
+    wait_for(work.counters, phase, num_q + 2 * num_k)
 
 
 @jit
@@ -253,7 +201,7 @@ def _add(matrix, layer, residual, panel, work, phase):
     sums = residual.reshape(len(residual), num_groups, GROUP)
     tile = work.tile[: panel.tile_rows * GROUP].reshape(panel.tile_rows, GROUP)
     while True:
-        group = _next(work, phase)
+        group = take_piece(work.counters, phase)
         if group >= num_groups:
             break
         for first in range(0, panel.stop - panel.start, panel.tile_rows):
@@ -262,7 +210,7 @@ def _add(matrix, layer, residual, panel, work, phase):
                 for i in range(GROUP):
                     sums[panel.start + first + row, group, i] += tile[row, i]
         announce(work.counters, phase)
-    _wait(work, phase, num_groups)
+    wait_for(work.counters, phase, num_groups)
 
 
 @jit
@@ -271,7 +219,7 @@ def _gate(stack, layer, panel, work, phase):
     half = GROUP // 2
     num_groups = work.hidden.shape[1] // half
     while True:
-        group = _next(work, phase)
+        group = take_piece(work.counters, phase)
         if group >= num_groups:
             break
         for first in range(0, panel.stop - panel.start, panel.tile_rows):
@@ -284,7 +232,7 @@ def _gate(stack, layer, panel, work, phase):
                         value = silu(work.tile[gate + i]) * work.tile[gate + LANES + i]
                         out[pair * LANES + i] = value
         announce(work.counters, phase)
-    _wait(work, phase, num_groups)
+    wait_for(work.counters, phase, num_groups)
 
 
 @jit
@@ -331,14 +279,16 @@ def finish_rows(stack, layer, attended, residual, start, stop, work):
 
 
 @jit
-def assist(stack, is_fused, attended, residual, heads, work):
-    """Help another thread through all layers of a forward but the last one's MLP."""
+def assist(stack, is_fused, residual, heads, shared, texts, attended, work):
+    """Help another thread through all layers of a forward, as far as they take all rows."""
     panel = panel_of(0, len(residual))
     for layer in range(len(is_fused)):
         phase = layer * NUM_PHASES
-        _wait(work, phase + READY, 1)
+        wait_for(work.counters, phase + READY, 1)
         if is_fused[layer]:
             project(stack, layer, residual, heads, panel, work, phase)
-        _wait(work, phase + ATTENDED, 1)
-        if is_fused[layer] and layer + 1 < len(is_fused):
-            finish(stack, layer, attended, residual, panel, work, phase)
+            if layer + 1 < len(is_fused):
+                attend_together(
+                    heads, shared, layer, texts, work.room, attended, work.counters, phase + ATTEND
+                )
+                finish(stack, layer, attended, residual, panel, work, phase)

@@ -205,7 +205,7 @@ def _make_model(
     model = Qwen3Model(
         weights,
         architecture,
-        attention=dense.spread(attention),
+        attention=dense.spread(attention, may_replace=config.attention == "auto"),
         dense=dense,
         device=device,
         # The residual's: sums over all layers exceed float16 where products do not.

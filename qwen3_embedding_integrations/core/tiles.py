@@ -85,18 +85,18 @@ def _write_tile(builder: Any, given: Any, num_rows: int, num_blocks: int, ahead:
     cells = [(row, block) for row in range(num_rows) for block in range(num_blocks)]
     sums = {cell: builder.phi(INTS) for cell in cells}
     blocks = [
-        _add(builder, weight, builder.mul(stride, I64(n)), builder.mul(step, I64(BLOCK_BYTES)))
+        add(builder, weight, builder.mul(stride, I64(n)), builder.mul(step, I64(BLOCK_BYTES)))
         for n in range(num_blocks)
     ]
     if ahead:
         for block in blocks:
-            _prefetch(builder, _add(builder, block, I64(ahead)))
-    loaded = [builder.load(_pointer(builder, block, BYTES), align=64) for block in blocks]
-    own = _add(builder, x, builder.mul(step, I64(DEPTH * num_rows)))
+            _prefetch(builder, add(builder, block, I64(ahead)))
+    loaded = [builder.load(pointer(builder, block, BYTES), align=64) for block in blocks]
+    own = add(builder, x, builder.mul(step, I64(DEPTH * num_rows)))
     new: dict[tuple[int, int], Any] = {}
     for row in range(num_rows):
-        four = builder.load(_pointer(builder, _add(builder, own, I64(DEPTH * row)), I32), align=4)
-        repeated = builder.bitcast(_repeat(builder, four, INTS), BYTES)
+        four = builder.load(pointer(builder, add(builder, own, I64(DEPTH * row)), I32), align=4)
+        repeated = builder.bitcast(repeat(builder, four, INTS), BYTES)
         for block in range(num_blocks):
             new[row, block] = builder.call(dot, [sums[row, block], repeated, loaded[block]])
     following = builder.add(step, I64(1))
@@ -108,29 +108,32 @@ def _write_tile(builder: Any, given: Any, num_rows: int, num_blocks: int, ahead:
     builder.position_at_end(end)
     for block in range(num_blocks):
         at = I64(4 * LANES * block)
-        zero = builder.load(_pointer(builder, _add(builder, offset, at), INTS), align=4)
-        factor = builder.load(_pointer(builder, _add(builder, scale, at), FLOATS), align=4)
+        zero = builder.load(pointer(builder, add(builder, offset, at), INTS), align=4)
+        factor = builder.load(pointer(builder, add(builder, scale, at), FLOATS), align=4)
         for row in range(num_rows):
-            of_row = _pointer(builder, _add(builder, row_scale, I64(4 * row)), F32)
+            of_row = pointer(builder, add(builder, row_scale, I64(4 * row)), F32)
             value = builder.sitofp(builder.sub(new[row, block], zero), FLOATS)
             value = builder.fmul(value, factor)
-            value = builder.fmul(value, _repeat(builder, builder.load(of_row, align=4), FLOATS))
-            place = _add(builder, out, builder.mul(out_stride, I64(row)), at)
-            builder.store(value, _pointer(builder, place, FLOATS), align=4)
+            value = builder.fmul(value, repeat(builder, builder.load(of_row, align=4), FLOATS))
+            place = add(builder, out, builder.mul(out_stride, I64(row)), at)
+            builder.store(value, pointer(builder, place, FLOATS), align=4)
 
 
-def _add(builder: Any, *terms: Any) -> Any:
+def add(builder: Any, *terms: Any) -> Any:
+    """Return the sum of integers."""
     total = terms[0]
     for term in terms[1:]:
         total = builder.add(total, term)
     return total
 
 
-def _pointer(builder: Any, address: Any, to: Any) -> Any:
+def pointer(builder: Any, address: Any, to: Any) -> Any:
+    """Return the address as a pointer."""
     return builder.inttoptr(address, to.as_pointer())
 
 
-def _repeat(builder: Any, value: Any, to: Any) -> Any:
+def repeat(builder: Any, value: Any, to: Any) -> Any:
+    """Return a vector of the value."""
     undefined = ir.Constant(to, ir.Undefined)
     return builder.shuffle_vector(
         builder.insert_element(undefined, value, I32(0)), undefined, FIRST
@@ -155,7 +158,7 @@ def ask_for(typingctx: Any, address: Any, num_lines: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         first, num_lines = given
         with cgutils.for_range(builder, num_lines) as loop:
-            _prefetch(builder, _add(builder, first, builder.shl(loop.index, I64(6))), 2)
+            _prefetch(builder, add(builder, first, builder.shl(loop.index, I64(6))), 2)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), generate
@@ -189,7 +192,7 @@ def count_up(typingctx: Any, address: Any) -> Any:
     """Add 1 to the int64 at the address, for all threads; return what it was."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.atomic_rmw("add", _pointer(builder, given[0], I64), I64(1), "acq_rel")
+        return builder.atomic_rmw("add", pointer(builder, given[0], I64), I64(1), "acq_rel")
 
     return types.int64(types.intp), generate
 
@@ -203,7 +206,7 @@ def read_count(typingctx: Any, address: Any) -> Any:
         builder.call(
             cgutils.get_or_insert_function(builder.module, pause, "llvm.x86.sse2.pause"), []
         )
-        return builder.load_atomic(_pointer(builder, given[0], I64), "acquire", 8)
+        return builder.load_atomic(pointer(builder, given[0], I64), "acquire", 8)
 
     return types.int64(types.intp), generate
 

@@ -46,6 +46,8 @@ class CpuDense:
     places alike, which leaves their dot products as they are.
     """
 
+    max_imbalance = 1.3  # all cores on one operation wait for the slowest some 60 times a layer
+
     def __init__(self, architecture: Architecture, make_linear: Callable[[Weight], Linear]) -> None:
         self._architecture = architecture
         self._make_linear = make_linear

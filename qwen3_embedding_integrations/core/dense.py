@@ -30,7 +30,12 @@ FLOAT16_FACTOR = 64.0  # a power of two: weights above 0.004 keep every bit, sma
 
 
 class DenseParts(Protocol):
-    """What a layer does to each token by itself. The residual (T, H) is updated in place."""
+    """What a layer does to each token by itself. The residual (T, H) is updated in place.
+
+    `max_imbalance` is `Team`'s: how uneven parts may be before one forward with all cores is faster.
+    """
+
+    max_imbalance: float
 
     def pack(self, layers: Iterable[Layer]) -> Iterable[Any]:
         """Return the layers in the form the other methods take."""
@@ -133,6 +138,8 @@ class Dense:
     MLP of a large model exceeds: there the up projection is a 64th of its size, and what comes out
     of the MLP is multiplied back as it is added to a float32 residual.
     """
+
+    max_imbalance = 1.3
 
     def __init__(
         self, architecture: Architecture, dtype: torch.dtype, operations: Operations = kernels

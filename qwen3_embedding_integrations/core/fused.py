@@ -50,6 +50,8 @@ class FusedDense:
     Where Numba cannot compile, or keep what it compiles, the constructor raises what Numba does.
     """
 
+    max_imbalance = 1.05  # all threads on one forward wait for each other four times a layer
+
     def __init__(self, architecture: Architecture, plain: CpuDense) -> None:
         a = self.architecture = architecture
         self.plain = plain

@@ -32,7 +32,7 @@ FLOAT16_FACTOR = 64.0  # a power of two: weights above 0.004 keep every bit, sma
 class DenseParts(Protocol):
     """What a layer does to each token by itself. The residual (T, H) is updated in place.
 
-    `max_imbalance` is `Team`'s: how uneven parts may be before one forward with all cores is faster.
+    `max_imbalance` is `Team`'s: how uneven parts may be before all cores on one are faster.
     """
 
     max_imbalance: float

@@ -17,10 +17,10 @@ from .attention import Attention, PrefixedAttention, Segments, behind_prefix
 from .checkpoint import Architecture
 from .cpu_dense import CpuDense, CpuLayer
 from .fused_forward import Crew, Forward
-from .fused_kernels import GROUP, READY, ZERO_POINT, Matrix, Stack
+from .fused_kernels import GROUP, READY, Matrix, Stack
 from .kernels import Projected
 from .linear import QuantizedWeight
-from .tiles import BLOCK_BYTES, DEPTH, LANES, aligned, pack_blocks
+from .tiles import BLOCK_BYTES, DEPTH, LANES, ZERO_POINT, aligned, pack_blocks
 from .weights import Layer
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .attention_tiles import COLUMNS, KEYS, QUERIES, score_tile, soften, value_tile, write_scaled
+from .attention_tiles import COLUMNS, KEYS, QUERIES, score_tile, soften, value_tile
 from .pieces import announce, take_piece, wait_for
+from .row_tiles import write_scaled
 from .tiles import LANES, jit
 
 FLOAT_BYTES = 4

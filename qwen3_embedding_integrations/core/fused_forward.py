@@ -129,7 +129,6 @@ class Crew:
             counters=np.zeros(2 * NUM_PHASES, np.int64),
             tile=np.empty(THIN_ROWS * max(a.head_dim, GROUP), np.float32),
             floats=np.empty(widest, np.float32),
-            levels=np.empty(widest // DEPTH, np.int32),
             room=Room(
                 scores=np.empty((num_groups * QUERIES, LANES), np.float32),
                 totals=np.empty((num_groups, QUERIES), np.float32),

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .attention_tiles import turn
 from .fused_attention import FLOAT_BYTES, Room, attend_together
 from .pieces import announce, take_piece, wait_for
+from .row_tiles import add_row, gate_row, level_row, peak_row, turn, weigh_row, write_scaled
 from .tiles import (
     BLOCK_BYTES,
     DEPTH,
@@ -25,9 +25,7 @@ from .tiles import (
     WIDE_BLOCKS,
     WIDE_ROWS,
     ask_for,
-    float_of_bits,
     jit,
-    silu,
     thin_tile,
     wide_tile,
 )
@@ -36,7 +34,6 @@ PANEL_ROWS = 256  # that are computed together: each weight is read once for the
 THIN_LIMIT = 64  # rows above which weights are read often enough for wide tiles
 GROUP = LANES * WIDE_BLOCKS  # outputs computed together, at least
 LEVELS = 127.0
-ZERO_POINT = 128
 READY, NORM, HEADS, ATTEND, TAKE_O, ADD_O, MLP_NORM, GATE_UP, TAKE_DOWN, ADD_DOWN = range(10)
 NUM_PHASES = 10
 
@@ -79,39 +76,30 @@ class Work(NamedTuple):
     counters: Any  # (2 * NUM_PHASES * layers,) int64: of each phase, pieces taken and done
     tile: Any  # own: (THIN_ROWS * outputs of a group,) float32
     floats: Any  # own: (K,) float32
-    levels: Any  # own: (K / DEPTH,) int32
     room: Room  # own
     eps: Any  # float32
 
 
 @jit
-def _take(values, row, tile_rows, work):
-    """Round the values (K,) to levels; return what a level stands for, NaN if a value is."""
-    bits = values.view(np.int32)
-    largest = np.int32(0)
-    for i in range(len(bits)):  # as integers: so NaN is the largest of all
-        largest = max(largest, bits[i] & np.int32(0x7FFFFFFF))
-    peak = float_of_bits(largest)
-    factor = np.float32(LEVELS) / peak
-    levels = work.levels[: len(values) // DEPTH]
-    bytes_ = levels.view(np.uint8)
-    for i in range(len(values)):
-        bytes_[i] = np.int32(np.rint(values[i] * factor)) + ZERO_POINT
-    start = (row // tile_rows) * tile_rows * len(levels) + row % tile_rows
-    for i in range(len(levels)):
-        work.x[start + i * tile_rows] = levels[i]
+def _take(values, size, row, tile_rows, work):
+    """Round a row of `size` bytes to levels; return what a level stands for, NaN if a value is."""
+    peak = peak_row(values, size)
+    start = row // tile_rows * tile_rows * (size // FLOAT_BYTES) + row % tile_rows * DEPTH
+    to = work.x.ctypes.data + start
+    level_row(values, size, np.float32(LEVELS) / peak, to, DEPTH * tile_rows)
     return peak / np.float32(LEVELS)
 
 
 @jit
 def _take_rows(values, start, panel, work, phase):
     """Take the panel's rows, the first of which is values[start]."""
-    num_rows = panel.stop - panel.start
+    num_rows, size = panel.stop - panel.start, values.shape[1] * FLOAT_BYTES
+    first = values.ctypes.data + start * size
     while True:
         row = take_piece(work.counters, phase)
         if row >= num_rows:
             break
-        work.scale[row] = _take(values[start + row], row, panel.tile_rows, work)
+        work.scale[row] = _take(first + row * size, size, row, panel.tile_rows, work)
         announce(work.counters, phase)
     wait_for(work.counters, phase, num_rows)
 
@@ -119,77 +107,104 @@ def _take_rows(values, start, panel, work, phase):
 @jit
 def _norm_rows(residual, weight, panel, work, phase):
     """Take the RMS norm of the residual's rows."""
-    num_rows, size = panel.stop - panel.start, residual.shape[1]
-    normed = work.floats[:size]
+    num_rows, width = panel.stop - panel.start, residual.shape[1]
+    size, normed = width * FLOAT_BYTES, work.floats.ctypes.data
+    first, factors = residual.ctypes.data + panel.start * size, weight.ctypes.data
     while True:
         row = take_piece(work.counters, phase)
         if row >= num_rows:
             break
-        values = residual[panel.start + row]
-        squares = np.float32(0)
-        for i in range(size):
-            squares += values[i] * values[i]
-            normed[i] = values[i] * weight[i]
-        level = _take(normed, row, panel.tile_rows, work)
-        work.scale[row] = level / np.sqrt(squares / np.float32(size) + work.eps)
+        squares = weigh_row(first + row * size, factors, size, normed)
+        level = _take(normed, size, row, panel.tile_rows, work)
+        work.scale[row] = level / np.sqrt(squares / np.float32(width) + work.eps)
         announce(work.counters, phase)
     wait_for(work.counters, phase, num_rows)
 
 
+class Product(NamedTuple):
+    """Some blocks of weights, and where a panel's rows lie: addresses, once for all its tiles."""
+
+    weight: int
+    offset: int
+    scale: int
+    x: int
+    row_scale: int
+    tile: int
+    stride: int  # bytes of a block of weights
+    num_blocks: int
+    num_tiles: int
+
+
 @jit
-def _multiply(matrix, layer, block, num_blocks, row, panel, work):
-    """Write the products of a tile's rows, from `row` on, with some blocks to work.tile."""
-    values, tile_rows = matrix.values[layer], panel.tile_rows
-    depth = values.shape[1]
+def _product(matrix, layer, block, num_blocks, panel, work):
+    num_outputs, depth = matrix.scale.shape[1], matrix.values.shape[2]
     stride = depth * BLOCK_BYTES
-    x = work.x.ctypes.data + row * depth * DEPTH
-    weight = values.ctypes.data + block * stride
-    out, out_stride = work.tile.ctypes.data, 4 * LANES * num_blocks
-    offset = matrix.offset[layer].ctypes.data + 4 * LANES * block
-    scale = matrix.scale[layer].ctypes.data + 4 * LANES * block
-    of_row = work.scale.ctypes.data + 4 * row
+    skipped = FLOAT_BYTES * (layer * num_outputs + LANES * block)
+    return Product(
+        matrix.values.ctypes.data + (layer * (num_outputs // LANES) + block) * stride,
+        matrix.offset.ctypes.data + skipped,
+        matrix.scale.ctypes.data + skipped,
+        work.x.ctypes.data,
+        work.scale.ctypes.data,
+        work.tile.ctypes.data,
+        stride,
+        num_blocks,
+        -(-(panel.stop - panel.start) // panel.tile_rows),
+    )
+
+
+@jit
+def _multiply(p, row, tile_rows):
+    """Write the products of a tile's rows, from `row` on, to the tile."""
+    depth, out_stride = p.stride // BLOCK_BYTES, FLOAT_BYTES * LANES * p.num_blocks
+    x, of_row = p.x + row * depth * DEPTH, p.row_scale + FLOAT_BYTES * row
     if tile_rows == THIN_ROWS:
-        for n in range(num_blocks):
-            own, at = weight + n * stride, 4 * LANES * n
-            thin_tile(x, own, stride, depth, out + at, out_stride, offset + at, scale + at, of_row)
+        for n in range(p.num_blocks):
+            at = FLOAT_BYTES * LANES * n
+            thin_tile(
+                x, p.weight + n * p.stride, p.stride, depth, p.tile + at, out_stride,
+                p.offset + at, p.scale + at, of_row,
+            )  # fmt: skip
     else:
         # While rows pass by these blocks, each tile asks for its share of the next ones.
-        num_tiles = -(-(panel.stop - panel.start) // tile_rows)
-        lines = -(-num_blocks * depth // num_tiles)
-        ask_for(weight + num_blocks * stride + (row // tile_rows) * lines * BLOCK_BYTES, lines)
-        for n in range(0, num_blocks, WIDE_BLOCKS):
-            own, at = weight + n * stride, 4 * LANES * n
-            wide_tile(x, own, stride, depth, out + at, out_stride, offset + at, scale + at, of_row)
+        lines = -(-p.num_blocks * depth // p.num_tiles)
+        skipped = p.num_blocks * p.stride + row // tile_rows * lines * BLOCK_BYTES
+        ask_for(p.weight + skipped, lines)
+        for n in range(0, p.num_blocks, WIDE_BLOCKS):
+            at = FLOAT_BYTES * LANES * n
+            wide_tile(
+                x, p.weight + n * p.stride, p.stride, depth, p.tile + at, out_stride,
+                p.offset + at, p.scale + at, of_row,
+            )  # fmt: skip
 
 
 @jit
 def _heads(stack, layer, heads, panel, work, phase):
     """Write queries, keys and values of the taken rows, head by head."""
     num_q, num_rows, size = heads.q.shape
-    num_k, num_blocks, row_bytes = len(heads.k), size // LANES, size * FLOAT_BYTES
+    num_k, row_bytes = len(heads.k), size * FLOAT_BYTES
+    half, skipped = row_bytes // 2, layer * row_bytes
+    q_norm, k_norm = stack.q_norm.ctypes.data + skipped, stack.k_norm.ctypes.data + skipped
+    q, k, v = heads.q.ctypes.data, heads.k.ctypes.data, heads.v.ctypes.data
+    cos, sin, num_blocks = heads.cos.ctypes.data, heads.sin.ctypes.data, size // LANES
     while True:
         head = take_piece(work.counters, phase)
         if head >= num_q + 2 * num_k:
             break
-        weight, is_value = stack.q_norm[layer].ctypes.data, head >= num_q + num_k
-        out = heads.q.ctypes.data + (head * num_rows + panel.start) * row_bytes
+        product = _product(stack.qkv, layer, head * num_blocks, num_blocks, panel, work)
+        out, weight = q + head * num_rows * row_bytes, q_norm
         if head >= num_q:
-            weight = stack.k_norm[layer].ctypes.data
-            out = heads.k.ctypes.data + ((head - num_q) * num_rows + panel.start) * row_bytes
-        for first in range(0, panel.stop - panel.start, panel.tile_rows):
-            _multiply(stack.qkv, layer, head * num_blocks, num_blocks, first, panel, work)
-            rows = min(panel.tile_rows, panel.stop - panel.start - first)
-            if is_value:
-                start = panel.start + first
-                values = heads.v[head - num_q - num_k, start : start + rows].reshape(rows * size)
-                values[:] = work.tile[: rows * size]
-                continue
-            for row in range(rows):
-                at = first + row
-                angle = (panel.start + at) * (row_bytes // 2)
-                cos, sin = heads.cos.ctypes.data + angle, heads.sin.ctypes.data + angle
-                own = work.tile.ctypes.data + row * row_bytes
-                turn(own, weight, cos, sin, row_bytes // 2, work.eps, out + at * row_bytes)
+            out, weight = k + (head - num_q) * num_rows * row_bytes, k_norm
+        if head >= num_q + num_k:
+            out = v + (head - num_q - num_k) * num_rows * row_bytes
+        for first in range(panel.start, panel.stop, panel.tile_rows):
+            _multiply(product, first - panel.start, panel.tile_rows)
+            for row in range(first, min(first + panel.tile_rows, panel.stop)):
+                own, to = product.tile + (row - first) * row_bytes, out + row * row_bytes
+                if head < num_q + num_k:
+                    turn(own, weight, cos + row * half, sin + row * half, half, work.eps, to)
+                else:
+                    write_scaled(own, row_bytes, np.float32(1), to)
         announce(work.counters, phase)
     wait_for(work.counters, phase, num_q + 2 * num_k)
 
@@ -197,18 +212,18 @@ def _heads(stack, layer, heads, panel, work, phase):
 @jit
 def _add(matrix, layer, residual, panel, work, phase):
     """Add the products of the taken rows to the residual."""
-    num_groups = residual.shape[1] // GROUP
-    sums = residual.reshape(len(residual), num_groups, GROUP)
-    tile = work.tile[: panel.tile_rows * GROUP].reshape(panel.tile_rows, GROUP)
+    group_bytes, row_bytes = GROUP * FLOAT_BYTES, residual.shape[1] * FLOAT_BYTES
+    num_groups, sums = residual.shape[1] // GROUP, residual.ctypes.data
     while True:
         group = take_piece(work.counters, phase)
         if group >= num_groups:
             break
-        for first in range(0, panel.stop - panel.start, panel.tile_rows):
-            _multiply(matrix, layer, group * WIDE_BLOCKS, WIDE_BLOCKS, first, panel, work)
-            for row in range(min(panel.tile_rows, panel.stop - panel.start - first)):
-                for i in range(GROUP):
-                    sums[panel.start + first + row, group, i] += tile[row, i]
+        product = _product(matrix, layer, group * WIDE_BLOCKS, WIDE_BLOCKS, panel, work)
+        for first in range(panel.start, panel.stop, panel.tile_rows):
+            _multiply(product, first - panel.start, panel.tile_rows)
+            for row in range(first, min(first + panel.tile_rows, panel.stop)):
+                to = sums + row * row_bytes + group * group_bytes
+                add_row(product.tile + (row - first) * group_bytes, group_bytes, to)
         announce(work.counters, phase)
     wait_for(work.counters, phase, num_groups)
 
@@ -216,21 +231,18 @@ def _add(matrix, layer, residual, panel, work, phase):
 @jit
 def _gate(stack, layer, panel, work, phase):
     """Write silu(gate) * up of the taken rows to work.hidden."""
-    half = GROUP // 2
-    num_groups = work.hidden.shape[1] // half
+    group_bytes, row_bytes = GROUP * FLOAT_BYTES, work.hidden.shape[1] * FLOAT_BYTES
+    num_groups, hidden = 2 * work.hidden.shape[1] // GROUP, work.hidden.ctypes.data
     while True:
         group = take_piece(work.counters, phase)
         if group >= num_groups:
             break
+        product = _product(stack.gate_up, layer, group * WIDE_BLOCKS, WIDE_BLOCKS, panel, work)
         for first in range(0, panel.stop - panel.start, panel.tile_rows):
-            _multiply(stack.gate_up, layer, group * WIDE_BLOCKS, WIDE_BLOCKS, first, panel, work)
-            for row in range(min(panel.tile_rows, panel.stop - panel.start - first)):
-                out = work.hidden[first + row, group * half : (group + 1) * half]
-                for pair in range(half // LANES):
-                    gate = row * GROUP + 2 * pair * LANES
-                    for i in range(LANES):
-                        value = silu(work.tile[gate + i]) * work.tile[gate + LANES + i]
-                        out[pair * LANES + i] = value
+            _multiply(product, first, panel.tile_rows)
+            for row in range(first, min(first + panel.tile_rows, panel.stop - panel.start)):
+                to = hidden + row * row_bytes + group * (group_bytes // 2)
+                gate_row(product.tile + (row - first) * group_bytes, group_bytes // 2, to)
         announce(work.counters, phase)
     wait_for(work.counters, phase, num_groups)
 

@@ -1,4 +1,4 @@
-"""What Numba lacks for int8 on AVX512-VNNI: dot products, atomic counters, a fast exponential.
+"""What Numba lacks for int8 on AVX512-VNNI: dot products of bytes, atomic counters.
 
 An intrinsic is LLVM's own code, put where a compiled function calls it.
 """
@@ -9,7 +9,6 @@ An intrinsic is LLVM's own code, put where a compiled function calls it.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numba
@@ -26,10 +25,9 @@ BYTES, INTS, FLOATS = (
     ir.VectorType(F32, 16),
 )
 FIRST = ir.Constant(INTS, [0] * 16)  # a shuffle that repeats the first lane
-# exp2's Taylor polynomial, for at most a half.
-EXP2 = tuple(np.float32(math.log(2) ** n / math.factorial(n)) for n in range(6, -1, -1))
 jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
+ZERO_POINT = 128  # of uint8: what stands for 0
 LANES = 16  # outputs of a block of weights
 DEPTH = 4  # inputs that stand side by side, of a row as of an output
 BLOCK_BYTES = LANES * DEPTH
@@ -162,29 +160,6 @@ def ask_for(typingctx: Any, address: Any, num_lines: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), generate
-
-
-@intrinsic
-def float_of_bits(typingctx: Any, bits: Any) -> Any:
-    """Return the float32 of an int32's bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.bitcast(given[0], F32)
-
-    return types.float32(types.int32), generate
-
-
-@jit
-def silu(x):
-    """Return x / (1 + exp(-x)), to 2 units of float32's last place."""
-    t = min(max(x * np.float32(-1.4426950408889634), np.float32(-126)), np.float32(126))
-    whole = np.rint(t)
-    f = t - whole
-    power = np.float32(0)
-    for factor in EXP2:
-        power = power * f + factor
-    power *= float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
-    return x / (np.float32(1) + power)
 
 
 @intrinsic

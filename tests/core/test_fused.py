@@ -15,6 +15,8 @@ import torch
 
 pytest.importorskip("numba")
 
+import numba
+
 from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
 from qwen3_embedding_integrations.core import fused, kernels
 from qwen3_embedding_integrations.core.attention import Segments, sdpa_attention
@@ -29,8 +31,9 @@ from qwen3_embedding_integrations.core.linear import (
 )
 from qwen3_embedding_integrations.core.model import Qwen3Model
 from qwen3_embedding_integrations.core.packing import PackedBatch
+from qwen3_embedding_integrations.core.row_tiles import gate_row
 from qwen3_embedding_integrations.core.team import limit_threads
-from qwen3_embedding_integrations.core.tiles import silu
+from qwen3_embedding_integrations.core.tiles import LANES
 from qwen3_embedding_integrations.core.weights import Layer, Weights
 from qwen3_embedding_integrations.core.workers import on_fresh_thread
 from qwen3_embedding_integrations.demo import load_texts
@@ -201,12 +204,27 @@ def test_a_layer_is_what_its_definition_says(layers, num_rows, run):
     assert close(after, expected) <= 3e-3
 
 
+@numba.njit
+def gated(pair, out):
+    """Write silu of the first vector times the second one."""
+    gate_row(pair.ctypes.data, 4 * len(out), out.ctypes.data)
+
+
 def test_the_exponential_is_right_to_rounding():
-    """silu over its whole range is float64's, to a few units of the last place."""
-    for x in [-200.0, -87.5, -20.0, -1e-3, -0.0, 1e-30, 0.3466, 0.5, 1.0, 17.3, 88.0, 1e30]:
-        expected = x / (1 + np.exp(np.float64(-x)))
-        assert silu(np.float32(x)) == pytest.approx(expected, rel=1e-6, abs=1e-35)
-    assert np.isnan(silu(np.float32("nan")))
+    """silu over its whole range is float64's, to a few units of the last place; NaN stays."""
+    x = np.array(
+        [-200.0, -87.5, -20.0, -1e-3, -0.0, 1e-30, 0.3466, 0.5, 1.0, 17.3, 86.0, 88.0, 1e30, -3e38,
+         np.nan, np.inf],
+        np.float32,
+    )  # fmt: skip
+    found = np.empty(LANES, np.float32)
+    gated(np.concatenate([x, np.ones(LANES, np.float32)]), found)
+    wide = x[:-2].astype(np.float64)
+    with np.errstate(over="ignore"):
+        expected = wide / (1 + np.exp(-wide))
+    assert found[:-2] == pytest.approx(expected, rel=1e-6, abs=1e-35)
+    assert np.isnan(found[-2])
+    assert found[-1] == np.inf
 
 
 @pytest.mark.parametrize("run", [led, alone])

@@ -16,7 +16,7 @@ from llvmlite import binding
 from .attention import Attention, PrefixedAttention, Segments, behind_prefix
 from .checkpoint import Architecture
 from .cpu_dense import CpuDense, CpuLayer
-from .fused_forward import Crew, Forward
+from .fused_forward import Array, Crew, Forward
 from .fused_kernels import GROUP, READY, Matrix, Stack
 from .kernels import Projected
 from .linear import QuantizedWeight
@@ -39,6 +39,8 @@ def obstacle(architecture: Architecture) -> str | None:
     features = binding.get_host_cpu_features()
     if lacking := [name for name in NEEDED if not features.get(name)]:
         return f"the processor lacks {', '.join(lacking)}"
+    if features.get("amx-int8"):  # by arithmetic: products of eight times the rate, not measured
+        return "the processor has AMX, which oneDNN's products use and these do not"
     if architecture.hidden_size % GROUP or architecture.head_dim % GROUP:
         return f"hidden and head sizes are no multiples of {GROUP}"
     return "the MLP's size is no multiple of 32" if architecture.intermediate_size % 32 else None
@@ -90,7 +92,12 @@ class FusedDense:
             if matrix is stack.gate_up:
                 values, scale = values[self._gate_and_up], scale[self._gate_and_up]
             words = np.require(values.numpy(), requirements=["C", "A"]).view(np.int32)
-            pack_blocks(words, matrix.values[index].view(np.int32))
+            blocks = matrix.values[index].view(np.int32)
+
+            def pack(start: int, stop: int, words: Array = words, blocks: Array = blocks) -> None:
+                pack_blocks(words[start * LANES : stop * LANES], blocks[start:stop])
+
+            self._crew.shared(pack, len(blocks), self._crew.num_threads)
             sums = values.sum(1, dtype=torch.int32)
             matrix.offset[index] = sums.mul_(ZERO_POINT).numpy()
             matrix.scale[index] = scale.numpy()

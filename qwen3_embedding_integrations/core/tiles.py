@@ -191,8 +191,8 @@ def pack_blocks(weight, out):
     """Write a weight (N, K / DEPTH) to `out` (N / LANES, K / DEPTH, LANES), four int8 an int32."""
     num_blocks, depth, lanes = out.shape
     for block in range(num_blocks):
-        for lane in range(lanes):
-            for step in range(depth):
+        for step in range(depth):
+            for lane in range(lanes):
                 out[block, step, lane] = weight[block * lanes + lane, step]
 
 

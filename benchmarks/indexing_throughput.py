@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,17 @@ class BusyClock:
     """The time in which at least one forward is under way, seen from around the engine's launch."""
 
     def __init__(self, encoder: Qwen3Encoder) -> None:
-        (worker,) = encoder._loaded.engine._workers  # of the one device
-        self._launch = worker._launch
         self._lock = threading.Lock()
         self._num_running = 0
         self._since = 0.0
         self.busy_s = 0.0
-        worker._launch = self
+        for worker in encoder._loaded.engine._workers:  # one for bulk, one for queries beside it
+            worker._launch = partial(self._run, worker._launch)
 
-    def __call__(self, batch: Any) -> Callable[[], Any]:
+    def _run(self, launch: Callable[[Any], Callable[[], Any]], batch: Any) -> Callable[[], Any]:
         self._count(+1)
         try:
-            wait = self._launch(batch)
+            wait = launch(batch)
         except BaseException:
             self._count(-1)
             raise

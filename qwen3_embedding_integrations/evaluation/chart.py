@@ -34,7 +34,7 @@ def draw(comparison: Comparison, path: Path) -> None:
     for trial in comparison.trials:
         words = comparison.describe(trial.setting).items()
         alike = [f"{name} {value}" for name, value in words if name != "dimensions"]
-        lines.setdefault(", ".join(alike) or comparison.dataset, []).append(trial)
+        lines.setdefault(", ".join(alike) or "by dimensions", []).append(trial)
     # A fixed salt and no date: the same result gives the same file.
     with rc_context({"svg.hashsalt": "qwen3", "svg.fonttype": "none", "font.size": 9}):
         columns = max(1, 140 // (max(map(len, lines)) + 8))  # of labels, side by side

@@ -319,6 +319,8 @@ def test_the_chart_holds_every_series(found, tmp_path):
         assert words in svg
     draw(found, tmp_path / "compare-0.6b.png")
     assert (tmp_path / "compare-0.6b.svg").read_text(encoding="utf-8") == svg
+    one = replace(found, dataset="检索", trials=found.trials[:1], recommended=found.trials[0])
+    draw(one, tmp_path / "one")  # whose name no font here may have: a warning, and so an error
     assert chart_files(tmp_path / "compare-0.6b")[0] == tmp_path / "compare-0.6b.svg"
 
 

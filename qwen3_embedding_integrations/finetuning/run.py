@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.checkpoint import locate_model, read_architecture, read_quantization
 from ..core.config import EngineConfig
 from ..core.prompts import DOCUMENT_TEMPLATE, END_TOKEN, format_queries
-from ..core.tokenizer import Tokenizer
+from ..core.tokenizer import SLICE, Tokenizer
 from ..errors import ConfigError, MissingDependencyError
 from ..evaluation import Interval, PairSet, find_intervals
 from .checkpoints import newest_whole, write_whole
@@ -46,6 +46,7 @@ class FinetuneReport:
     before: Metrics  # of the untuned model
     after: Metrics
     dropped: tuple[str, ...]  # training rows left out, and where else they are
+    num_cut: int  # texts of all sets with more than max_length tokens, which were read to there
     seconds: float  # of this call
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def finetune(
     _check_packages()
     folder, widths = _check_model(config)
     material = read_material(config)
+    num_cut = _count_cut(config, Tokenizer(folder), material)
     work = _open(Path(config.out).expanduser(), config, material, resume=resume)
     from transformers import set_seed
 
@@ -101,6 +103,7 @@ def finetune(
         before=before,
         after=_measure(encoder, material),
         dropped=material.dropped,
+        num_cut=num_cut,
         seconds=time.perf_counter() - started,
     )
     _write_record(config, report, material, trainer.state.log_history)
@@ -116,6 +119,32 @@ def _check_model(config: FinetuneConfig) -> tuple[Path, list[int]]:
         raise ConfigError(f"{config.model} has int8 weights; give the model they were made of")
     Tokenizer(folder)  # raises for one that ends texts otherwise than the model was trained on
     return folder, widths
+
+
+def _count_cut(config: FinetuneConfig, tokenizer: Tokenizer, material: Material) -> int:
+    """Return how many texts of all sets are too long to be read whole; name that in a warning."""
+    texts = [
+        text for one in (material.train, *material.held.values()) for text in _texts(config, one)
+    ]
+    parts = (texts[n : n + SLICE] for n in range(0, len(texts), SLICE))
+    lengths = [len(ids) for part in parts for ids in tokenizer.encode(part)]
+    if num_cut := sum(length > config.length for length in lengths):
+        log.warning(
+            "%d of %d texts have more than max_length=%d tokens (at most %d, instructions included) "
+            "and are cut, in training as in measuring",
+            num_cut,
+            len(texts),
+            config.length,
+            max(lengths),
+        )
+    return num_cut
+
+
+def _texts(config: FinetuneConfig, dataset: Dataset) -> list[str]:
+    is_pairs = isinstance(dataset, PairSet)
+    queries = [*dataset.first, *dataset.second] if is_pairs else [*dataset.queries.values()]
+    documents = [] if is_pairs else [*dataset.documents.values()]
+    return format_queries(queries, config.task_instruction) + documents
 
 
 def _check_packages() -> None:

@@ -188,6 +188,22 @@ def test_retrieval_learns_and_stops_early(tmp_path):
     assert set(report.after["dev"]) == {"ndcg@10", "recall@10", "recall@100", "mrr@10"}
 
 
+def test_texts_that_are_cut_are_counted(tmp_path, caplog):
+    """What max_length cuts is warned of, as our own tokenizer counts, and stands in the report."""
+    config = pairs_config(tmp_path, epochs=1, max_length=24)
+    with Qwen3Encoder("tiny") as encoder:
+        texts = [
+            text
+            for path in (config.train, config.dev)
+            for line in Path(path).read_text(encoding="utf-8").splitlines()[1:]
+            for text in format_queries(line.split("\t")[:2], SIMILARITY)
+        ]
+        expected = sum(encoder.count_tokens(text) > 24 for text in texts)
+    assert 0 < expected < len(texts)
+    assert finetune(config).num_cut == expected
+    assert f"{expected} of {len(texts)} texts have more than max_length=24 tokens" in caplog.text
+
+
 def test_the_same_seed_gives_the_same_adapter(tmp_path):
     """Two runs of one seed agree to the bit, another seed's differ."""
     weights = []

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.checkpoint import locate_model, read_architecture, read_quantization
+from ..core.checkpoint import locate_model, read_architecture, read_quantization, weight_files
 from ..core.config import EngineConfig
 from ..core.prompts import DOCUMENT_TEMPLATE, END_TOKEN, format_queries
 from ..core.tokenizer import SLICE, Tokenizer
@@ -117,6 +117,7 @@ def _check_model(config: FinetuneConfig) -> tuple[Path, list[int]]:
     widths = config.widths(read_architecture(folder).hidden_size)
     if read_quantization(folder) is not None:
         raise ConfigError(f"{config.model} has int8 weights; give the model they were made of")
+    weight_files(folder)  # raises where there are none: an exported folder, say
     Tokenizer(folder)  # raises for one that ends texts otherwise than the model was trained on
     return folder, widths
 
@@ -130,7 +131,7 @@ def _count_cut(config: FinetuneConfig, tokenizer: Tokenizer, material: Material)
     lengths = [len(ids) for part in parts for ids in tokenizer.encode(part)]
     if num_cut := sum(length > config.length for length in lengths):
         log.warning(
-            "%d of %d texts have more than max_length=%d tokens (at most %d, instructions included) "
+            "%d of %d texts have more than max_length=%d tokens, instructions included, up to %d, "
             "and are cut, in training as in measuring",
             num_cut,
             len(texts),
@@ -162,8 +163,10 @@ def _open(out: Path, config: FinetuneConfig, material: Material, *, resume: bool
     if (out / RECORD).exists():
         raise ConfigError(f"{out} holds a finished adapter; give another folder")
     if not resume:
-        if out.exists() and any(out.iterdir()):
+        others = {path.name for path in out.iterdir()} - {work.name} if out.exists() else set()
+        if others or any(work.glob("checkpoint-*")):
             raise ConfigError(f"{out} is not empty; give a new folder, or resume the run in it")
+        shutil.rmtree(work, ignore_errors=True)  # of a run that ended before it learnt anything
         work.mkdir(parents=True)
         write_whole(work / STATE, json.dumps(asked, indent=2, ensure_ascii=False))
     elif not (work / STATE).is_file():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 from transformers import AutoModel, AutoTokenizer
 
-from qwen3_embedding_integrations import ConfigError, EncoderConfig, Qwen3Encoder
+from qwen3_embedding_integrations import ConfigError, EncoderConfig, ModelLoadError, Qwen3Encoder
 from qwen3_embedding_integrations.core.checkpoint import locate_model
 from qwen3_embedding_integrations.core.prompts import format_queries
 from qwen3_embedding_integrations.finetuning import FinetuneConfig, finetune
@@ -168,7 +168,9 @@ def test_a_run_resumes_only_as_it_began(run, tmp_path):
     material = read_material(config)
     with pytest.raises(ConfigError, match="no run to resume"):
         _open(Path(config.out), config, material, resume=True)
-    _open(Path(config.out), config, material, resume=False)
+    _open(Path(config.out), replace(config, rank=4), material, resume=False)
+    _open(Path(config.out), config, material, resume=False)  # nothing was learnt yet: begun anew
+    (tmp_path / "adapter/checkpoints/checkpoint-3").mkdir()
     with pytest.raises(ConfigError, match="not empty"):
         _open(Path(config.out), config, material, resume=False)
     _open(Path(config.out), config, material, resume=True)
@@ -186,6 +188,17 @@ def test_retrieval_learns_and_stops_early(tmp_path):
     assert report.steps == 4  # the first epoch is the best so far, the second no better
     assert report.decided_by == "ndcg@10"
     assert set(report.after["dev"]) == {"ndcg@10", "recall@10", "recall@100", "mrr@10"}
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    """A folder that was exported, say: an error of ours before anything is written."""
+    tiny = locate_model(EncoderConfig(model="tiny").engine)
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    config = pairs_config(tmp_path, model=str(tmp_path))
+    with pytest.raises(ModelLoadError, match=r"no model.safetensors"):
+        finetune(config)
+    assert not Path(config.out).exists()
 
 
 def test_texts_that_are_cut_are_counted(tmp_path, caplog):

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.indexing_memory import ForgetfulSink
 from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder, index_documents
 from qwen3_embedding_integrations.langchain import Qwen3Embeddings
 from tests.indexing import jobs
@@ -53,6 +54,21 @@ class BusyClock:
                 self.busy_s += now - self._since
             self._since = now
             self._num_running += change
+
+
+def measure_busy(num: int, num_rounds: int) -> dict[str, Any]:
+    """Return how busy the encoder is in a job whose store keeps up, in each round."""
+    shares: list[float] = []
+    documents = jobs.notes(num)
+    with Qwen3Encoder(EncoderConfig(model="tiny", dtype="float32")) as encoder:
+        clock = BusyClock(encoder)
+        encoder.encode_documents([one.text for one in documents[:500]])
+        for _ in range(num_rounds):
+            sink: Any = ForgetfulSink()
+            start, before = time.perf_counter(), clock.busy_s
+            index_documents(documents, encoder, sink)
+            shares.append((clock.busy_s - before) / (time.perf_counter() - start))
+    return {"documents": num, "busy_share": statistics.median(shares), "rounds": shares}
 
 
 def run_ours(store: str, folder: Path, encoder: Qwen3Encoder, num: int) -> float:

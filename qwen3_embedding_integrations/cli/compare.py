@@ -20,6 +20,7 @@ from .options import (
     LoraOption,
     ModelOption,
     RevisionOption,
+    check_place,
     given,
     out,
     print_json,
@@ -64,9 +65,10 @@ def compare(
     Options take several values, with commas. Prints a table and a contract to paste, draws a chart.
     """
     from ..evaluation import compare, read_retrieval
-    from ..evaluation.chart import draw
+    from ..evaluation.chart import chart_files, draw
     from ..sharing import shared_reranker
 
+    check_place(chart_files(chart)[0])
     names = ("model", "lora", "device", "dtype", "revision", "base_url", "api_key_env", "on_empty")
     options = given(locals(), *names)
     values = given(locals(), *AXES)

@@ -26,6 +26,7 @@ from .options import (
     QuantizationOption,
     RevisionOption,
     TooLongOption,
+    check_place,
     err,
     given,
     out,
@@ -74,6 +75,8 @@ def evaluate(
     from ..evaluation import compare_paired, evaluate, read_dataset, read_results, write_results
     from ..sharing import shared_encoder
 
+    if per_query:
+        check_place(per_query)
     options = given(locals(), *INDEX_OPTIONS, "max_length", "on_too_long", "on_empty")
     sets = [
         read_dataset(path, scale=scale, split=split, on_empty=on_empty or "error") for path in data

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ..errors import ConfigError
+
 out = Console()
 err = Console(stderr=True)
 
@@ -57,6 +59,15 @@ DEFAULT_COLLECTION = "documents"
 def given(arguments: dict[str, Any], *names: str) -> dict[str, Any]:
     """Return the encoder's options that were given on the command line."""
     return {name: arguments[name] for name in names if arguments[name] is not None}
+
+
+def check_place(path: Path) -> None:
+    """Raise ConfigError where no file can be written, before anything is computed for it."""
+    if path.is_dir() or not path.parent.is_dir():
+        what = (
+            "is a folder" if path.is_dir() else f"would stand in {path.parent}, which is not there"
+        )
+        raise ConfigError(f"{path} {what}; give a file's name in a folder that exists")
 
 
 def print_json(value: object) -> None:

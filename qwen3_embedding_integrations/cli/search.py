@@ -37,6 +37,7 @@ from .options import (
     StoreName,
     StoreOption,
     TooLongOption,
+    check_place,
     err,
     given,
     out,
@@ -123,6 +124,7 @@ def encode(
 
     if output.suffix not in {".npy", ".jsonl"}:
         raise ConfigError(f"--output is {output}; end it in .npy or .jsonl")
+    check_place(output)
     options = given(locals(), *INDEX_OPTIONS, "max_length", "on_too_long")
     texts = [line.rstrip("\n") for line in sys.stdin]  # splitlines() would split at U+2028 too
     with shared_encoder(EncoderConfig.from_options(**options)) as encoder:

@@ -102,13 +102,14 @@ def choose_dense(
         return (PackedLinear if packed.get(weight.dtype) else WidenedLinear)(weight)
 
     plain = CpuDense(architecture, make_linear)
-    if not is_int8:
+    if not is_int8 and not (dtype == torch.bfloat16 and has_fast_bfloat16):
         return plain, "plain, in blocks (cpu)"
+    weights = torch.int8 if is_int8 else torch.bfloat16
     try:
         from . import fused
 
-        if (reason := fused.obstacle(architecture)) is None:
-            return fused.FusedDense(architecture, plain), "fused (Numba)"
+        if (reason := fused.obstacle(architecture, weights)) is None:
+            return fused.FusedDense(architecture, plain, weights), "fused (Numba)"
     except Exception as error:
         # No Numba, or one without a folder for what it compiles: oneDNN computes the same.
         reason = f"no Numba: {type(error).__name__}: {error}; install the extra cpu"

@@ -30,7 +30,7 @@ from .fused_kernels import (
 from .kernels import Projected
 from .pieces import announce
 from .team import limit_threads
-from .tiles import DEPTH, LANES, THIN_ROWS
+from .tiles import LANES, STEP_BYTES, THIN_ROWS
 from .workers import Workers
 
 MAX_THREADS = 8  # on one forward: with more, each has too little to do between two phases
@@ -43,7 +43,9 @@ Array = np.ndarray[Any, Any]
 class Crew:
     """The threads that forwards run on, and the room that each has of its own."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, itemsize: int) -> None:
+        """Of layers whose products read rows of `itemsize` bytes a value."""
+        self._itemsize = itemsize
         self.num_threads = min(torch.get_num_threads(), MAX_THREADS)
         self._architecture = architecture
         self._own = threading.local()
@@ -123,7 +125,7 @@ class Crew:
         num_groups = a.num_heads // a.num_kv_heads
         widest = max(a.hidden_size, a.num_heads * a.head_dim, a.intermediate_size)
         return Work(
-            x=np.empty(PANEL_ROWS * widest // DEPTH, np.int32),
+            x=np.empty(PANEL_ROWS * widest * self._itemsize // STEP_BYTES, np.int32),
             scale=np.empty(PANEL_ROWS, np.float32),
             hidden=np.empty((PANEL_ROWS, a.intermediate_size), np.float32),
             counters=np.zeros(2 * NUM_PHASES, np.int64),
@@ -158,6 +160,7 @@ class Forward:
         attends: bool,
     ) -> None:
         a = architecture
+        self._width = a.num_heads * a.head_dim
         self.layer = 0  # the one that is being computed
         self.segments = segments
         self._crew, self._stack, self._is_fused = crew, stack, is_fused
@@ -271,7 +274,7 @@ class Forward:
 
     def _call_helpers(self, residual: Array) -> _Assisted:
         crew, num_keys = self._crew, self.segments.max_k
-        attended = np.empty((len(residual), self._stack.o.values.shape[2] * DEPTH), np.float32)
+        attended = np.empty((len(residual), self._width), np.float32)
         work = crew.work(self._counters, num_keys=num_keys)
 
         def assist() -> None:

@@ -1,4 +1,4 @@
-"""A layer in int8, compiled by Numba: what stands between products runs in passing.
+"""A layer in int8 or bfloat16, compiled by Numba: what stands between products runs in passing.
 
 Several threads may call the same function with the same arguments: they share its pieces. What a
 row becomes does not depend on the rows beside it, nor on the number of threads: same bits.
@@ -16,11 +16,11 @@ import numpy as np
 
 from .fused_attention import FLOAT_BYTES, Room, attend_together
 from .pieces import announce, take_piece, wait_for
-from .row_tiles import add_row, gate_row, level_row, peak_row, turn, weigh_row, write_scaled
+from .row_tiles import add_row, gate_row, take_row, turn, weigh_row, write_scaled
 from .tiles import (
     BLOCK_BYTES,
-    DEPTH,
     LANES,
+    STEP_BYTES,
     THIN_ROWS,
     WIDE_BLOCKS,
     WIDE_ROWS,
@@ -33,7 +33,6 @@ from .tiles import (
 PANEL_ROWS = 256  # that are computed together: each weight is read once for them
 THIN_LIMIT = 64  # rows above which weights are read often enough for wide tiles
 GROUP = LANES * WIDE_BLOCKS  # outputs computed together, at least
-LEVELS = 127.0
 READY, NORM, HEADS, ATTEND, TAKE_O, ADD_O, MLP_NORM, GATE_UP, TAKE_DOWN, ADD_DOWN = range(10)
 NUM_PHASES = 10
 
@@ -41,9 +40,10 @@ NUM_PHASES = 10
 class Matrix(NamedTuple):
     """A projection of every layer."""
 
-    values: Any  # (L, N / LANES, K / DEPTH, LANES * DEPTH) int8, see `pack_blocks`
-    offset: Any  # (L, N) int32: what the zero point adds to each output
-    scale: Any  # (L, N) float32
+    kind: Any  # a number of the weights' type: int8, or uint16 for the bits of bfloat16
+    values: Any  # (L, N / LANES, depth, BLOCK_BYTES) int8 or uint8, see `pack_blocks`
+    offset: Any  # (L, N) int32: what the zero point adds to each output; of int8 alone
+    scale: Any  # (L, N) float32; of int8 alone
 
 
 class Stack(NamedTuple):
@@ -70,7 +70,7 @@ class Panel(NamedTuple):
 class Work(NamedTuple):
     """Room for a panel's values, shared by the threads at it, and for each thread's own."""
 
-    x: Any  # (PANEL_ROWS * K / DEPTH,) int32: (rows / R, K / DEPTH, R) for tiles of R rows
+    x: Any  # (PANEL_ROWS * depth,) int32: (rows / R, depth, R) for tiles of R rows
     scale: Any  # (PANEL_ROWS,) float32
     hidden: Any  # (PANEL_ROWS, F) float32
     counters: Any  # (2 * NUM_PHASES * layers,) int64: of each phase, pieces taken and done
@@ -81,17 +81,16 @@ class Work(NamedTuple):
 
 
 @jit
-def _take(values, size, row, tile_rows, work):
-    """Round a row of `size` bytes to levels; return what a level stands for, NaN if a value is."""
-    peak = peak_row(values, size)
-    start = row // tile_rows * tile_rows * (size // FLOAT_BYTES) + row % tile_rows * DEPTH
-    to = work.x.ctypes.data + start
-    level_row(values, size, np.float32(LEVELS) / peak, to, DEPTH * tile_rows)
-    return peak / np.float32(LEVELS)
+def _take(matrix, values, size, row, tile_rows, work):
+    """Make a row of `size` bytes what the matrix is multiplied with; return the row's scale."""
+    depth = matrix.values.shape[2]
+    start = row // tile_rows * tile_rows * depth + row % tile_rows
+    to = work.x.ctypes.data + start * STEP_BYTES
+    return take_row(matrix.kind, values, size, to, tile_rows * STEP_BYTES)
 
 
 @jit
-def _take_rows(values, start, panel, work, phase):
+def _take_rows(matrix, values, start, panel, work, phase):
     """Take the panel's rows, the first of which is values[start]."""
     num_rows, size = panel.stop - panel.start, values.shape[1] * FLOAT_BYTES
     first = values.ctypes.data + start * size
@@ -99,13 +98,13 @@ def _take_rows(values, start, panel, work, phase):
         row = take_piece(work.counters, phase)
         if row >= num_rows:
             break
-        work.scale[row] = _take(first + row * size, size, row, panel.tile_rows, work)
+        work.scale[row] = _take(matrix, first + row * size, size, row, panel.tile_rows, work)
         announce(work.counters, phase)
     wait_for(work.counters, phase, num_rows)
 
 
 @jit
-def _norm_rows(residual, weight, panel, work, phase):
+def _norm_rows(matrix, residual, weight, panel, work, phase):
     """Take the RMS norm of the residual's rows."""
     num_rows, width = panel.stop - panel.start, residual.shape[1]
     size, normed = width * FLOAT_BYTES, work.floats.ctypes.data
@@ -115,8 +114,8 @@ def _norm_rows(residual, weight, panel, work, phase):
         if row >= num_rows:
             break
         squares = weigh_row(first + row * size, factors, size, normed)
-        level = _take(normed, size, row, panel.tile_rows, work)
-        work.scale[row] = level / np.sqrt(squares / np.float32(width) + work.eps)
+        scale = _take(matrix, normed, size, row, panel.tile_rows, work)
+        work.scale[row] = scale / np.sqrt(squares / np.float32(width) + work.eps)
         announce(work.counters, phase)
     wait_for(work.counters, phase, num_rows)
 
@@ -124,6 +123,7 @@ def _norm_rows(residual, weight, panel, work, phase):
 class Product(NamedTuple):
     """Some blocks of weights, and where a panel's rows lie: addresses, once for all its tiles."""
 
+    kind: Any
     weight: int
     offset: int
     scale: int
@@ -137,11 +137,12 @@ class Product(NamedTuple):
 
 @jit
 def _product(matrix, layer, block, num_blocks, panel, work):
-    num_outputs, depth = matrix.scale.shape[1], matrix.values.shape[2]
-    stride = depth * BLOCK_BYTES
-    skipped = FLOAT_BYTES * (layer * num_outputs + LANES * block)
+    first = layer * matrix.values.shape[1] + block
+    stride = matrix.values.shape[2] * BLOCK_BYTES
+    skipped = FLOAT_BYTES * LANES * first
     return Product(
-        matrix.values.ctypes.data + (layer * (num_outputs // LANES) + block) * stride,
+        matrix.kind,
+        matrix.values.ctypes.data + first * stride,
         matrix.offset.ctypes.data + skipped,
         matrix.scale.ctypes.data + skipped,
         work.x.ctypes.data,
@@ -157,12 +158,12 @@ def _product(matrix, layer, block, num_blocks, panel, work):
 def _multiply(p, row, tile_rows):
     """Write the products of a tile's rows, from `row` on, to the tile."""
     depth, out_stride = p.stride // BLOCK_BYTES, FLOAT_BYTES * LANES * p.num_blocks
-    x, of_row = p.x + row * depth * DEPTH, p.row_scale + FLOAT_BYTES * row
+    x, of_row = p.x + row * depth * STEP_BYTES, p.row_scale + FLOAT_BYTES * row
     if tile_rows == THIN_ROWS:
         for n in range(p.num_blocks):
             at = FLOAT_BYTES * LANES * n
             thin_tile(
-                x, p.weight + n * p.stride, p.stride, depth, p.tile + at, out_stride,
+                p.kind, x, p.weight + n * p.stride, p.stride, depth, p.tile + at, out_stride,
                 p.offset + at, p.scale + at, of_row,
             )  # fmt: skip
     else:
@@ -173,7 +174,7 @@ def _multiply(p, row, tile_rows):
         for n in range(0, p.num_blocks, WIDE_BLOCKS):
             at = FLOAT_BYTES * LANES * n
             wide_tile(
-                x, p.weight + n * p.stride, p.stride, depth, p.tile + at, out_stride,
+                p.kind, x, p.weight + n * p.stride, p.stride, depth, p.tile + at, out_stride,
                 p.offset + at, p.scale + at, of_row,
             )  # fmt: skip
 
@@ -250,18 +251,18 @@ def _gate(stack, layer, panel, work, phase):
 @jit
 def project(stack, layer, residual, heads, panel, work, phase):
     """Write queries, keys and values of a panel of the residual (T, H)."""
-    _norm_rows(residual, stack.input_norm[layer], panel, work, phase + NORM)
+    _norm_rows(stack.qkv, residual, stack.input_norm[layer], panel, work, phase + NORM)
     _heads(stack, layer, heads, panel, work, phase + HEADS)
 
 
 @jit
 def finish(stack, layer, attended, residual, panel, work, phase):
     """Add to a panel what attention (T, Hq D) and the MLP come to."""
-    _take_rows(attended, panel.start, panel, work, phase + TAKE_O)
+    _take_rows(stack.o, attended, panel.start, panel, work, phase + TAKE_O)
     _add(stack.o, layer, residual, panel, work, phase + ADD_O)
-    _norm_rows(residual, stack.mlp_norm[layer], panel, work, phase + MLP_NORM)
+    _norm_rows(stack.gate_up, residual, stack.mlp_norm[layer], panel, work, phase + MLP_NORM)
     _gate(stack, layer, panel, work, phase + GATE_UP)
-    _take_rows(work.hidden, 0, panel, work, phase + TAKE_DOWN)
+    _take_rows(stack.down, work.hidden, 0, panel, work, phase + TAKE_DOWN)
     _add(stack.down, layer, residual, panel, work, phase + ADD_DOWN)
 
 

@@ -20,37 +20,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .tiles import DEPTH, F32, FLOATS, I32, I64, INTS, LANES, ZERO_POINT, add, pointer, repeat
+from .tiles import F32, FLOATS, I32, I64, INTS, LANES, ZERO_POINT, BFloat, add, pointer, repeat
 
 FUSED = ("contract",)
+LEVELS = 127.0
+HALF = ir.VectorType(BFloat(), LANES)
 LOWEST = -127.0  # 2 to the power of it is 0 as `exp2` writes it
 # exp2's Taylor polynomial, for at most a half.
 EXP2 = tuple(math.log(2) ** n / math.factorial(n) for n in range(6, -1, -1))
 ZEROS = ir.Constant(FLOATS, [0.0] * LANES)
-
-
-@intrinsic
-def peak_row(typingctx: Any, values: Any, size: Any) -> Any:
-    """Return the largest magnitude, NaN if a value is."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        values, size = given
-        magnitude = ir.Constant(INTS, [0x7FFFFFFF] * LANES)
-
-        def find(offset: Any, found: Sequence[Any]) -> list[Any]:
-            bits = builder.bitcast(load(builder, add(builder, values, offset)), INTS)
-            bits = builder.and_(bits, magnitude)  # as integers: so NaN is the largest of all
-            is_larger = builder.icmp_signed(">", bits, found[0])
-            return [builder.select(is_larger, bits, found[0])]
-
-        [found] = loop(builder, size, 4 * LANES, [ir.Constant(INTS, [0] * LANES)], find)
-        of = ir.FunctionType(I32, [INTS])
-        largest = cgutils.get_or_insert_function(
-            builder.module, of, "llvm.vector.reduce.smax.v16i32"
-        )
-        return builder.bitcast(builder.call(largest, [found]), F32)
-
-    return types.float32(types.intp, types.intp), generate
 
 
 @intrinsic
@@ -73,36 +51,74 @@ def weigh_row(typingctx: Any, values: Any, weight: Any, size: Any, out: Any) -> 
 
 
 @intrinsic
-def level_row(typingctx: Any, values: Any, size: Any, factor: Any, out: Any, step: Any) -> Any:
-    """Write factor * values as uint8 around ZERO_POINT, DEPTH of them every `step` bytes."""
+def take_row(typingctx: Any, kind: Any, values: Any, size: Any, out: Any, step: Any) -> Any:
+    """Write a row as a product reads it, STEP_BYTES every `step` bytes; return its scale.
+
+    Where `kind` is an int8: as uint8 around ZERO_POINT, and the scale, what a level stands for, is
+    NaN if a value is. Otherwise as bfloat16, and the scale is 1.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        values, size, factor, out, step = given
-        factors = repeat(builder, factor, FLOATS)
+        _, values, size, out, step = given
+        if signature.args[0] != types.int8:
+            of = ir.FunctionType(HALF, [FLOATS])
+            name = "llvm.x86.avx512bf16.cvtneps2bf16.512"
+            nearest = cgutils.get_or_insert_function(builder.module, of, name)
+            _put(builder, values, size, out, step, lambda x: builder.call(nearest, [x]))
+            return F32(1)
+        peak = _peak(builder, values, size)
+        factors = repeat(builder, builder.fdiv(F32(LEVELS), peak), FLOATS)
         of = ir.FunctionType(INTS, [FLOATS, INTS, ir.IntType(16), I32])
-        nearest = cgutils.get_or_insert_function(
-            builder.module, of, "llvm.x86.avx512.mask.cvtps2dq.512"
-        )
+        name = "llvm.x86.avx512.mask.cvtps2dq.512"
+        nearest = cgutils.get_or_insert_function(builder.module, of, name)
+        none, all_ = ir.Constant(INTS, [0] * LANES), ir.Constant(ir.IntType(16), -1)
         zero_points = ir.Constant(INTS, [ZERO_POINT] * LANES)
-        packed = ir.VectorType(I32, LANES // DEPTH)
 
-        def take(offset: Any, nothing: Sequence[Any]) -> list[Any]:
-            scaled = builder.fmul(load(builder, add(builder, values, offset)), factors)
-            none, all_ = ir.Constant(INTS, [0] * LANES), ir.Constant(ir.IntType(16), -1)
-            levels = builder.add(builder.call(nearest, [scaled, none, all_, I32(4)]), zero_points)
-            bytes_ = builder.trunc(levels, ir.VectorType(ir.IntType(8), LANES))
-            fours = builder.bitcast(bytes_, packed)
-            first = add(builder, out, builder.mul(step, builder.lshr(offset, I64(4))))
-            for n in range(LANES // DEPTH):
-                place = add(builder, first, builder.mul(step, I64(n)))
-                four = builder.extract_element(fours, I32(n))
-                builder.store(four, pointer(builder, place, I32), align=4)
-            return []
+        def levels(x: Any) -> Any:
+            rounded = builder.call(nearest, [builder.fmul(x, factors), none, all_, I32(4)])
+            centred = builder.add(rounded, zero_points)
+            return builder.trunc(centred, ir.VectorType(ir.IntType(8), LANES))
 
-        loop(builder, size, 4 * LANES, [], take)
-        return context.get_dummy_value()
+        _put(builder, values, size, out, step, levels)
+        return builder.fdiv(peak, F32(LEVELS))
 
-    return types.void(types.intp, types.intp, types.float32, types.intp, types.intp), generate
+    return types.float32(kind, *[types.intp] * 4), generate
+
+
+def _peak(builder: Any, values: Any, size: Any) -> Any:
+    """Return the largest magnitude, NaN if a value is."""
+    magnitude = ir.Constant(INTS, [0x7FFFFFFF] * LANES)
+
+    def find(offset: Any, found: Sequence[Any]) -> list[Any]:
+        bits = builder.bitcast(load(builder, add(builder, values, offset)), INTS)
+        bits = builder.and_(bits, magnitude)  # as integers: so NaN is the largest of all
+        is_larger = builder.icmp_signed(">", bits, found[0])
+        return [builder.select(is_larger, bits, found[0])]
+
+    [found] = loop(builder, size, 4 * LANES, [ir.Constant(INTS, [0] * LANES)], find)
+    of = ir.FunctionType(I32, [INTS])
+    largest = cgutils.get_or_insert_function(builder.module, of, "llvm.vector.reduce.smax.v16i32")
+    return builder.bitcast(builder.call(largest, [found]), F32)
+
+
+def _put(
+    builder: Any, values: Any, size: Any, out: Any, step: Any, narrow: Callable[[Any], Any]
+) -> None:
+    """Write narrow(a vector's values) for all of a row, STEP_BYTES every `step` bytes."""
+    at = cgutils.alloca_once_value(builder, out)
+
+    def put(offset: Any, nothing: Sequence[Any]) -> list[Any]:
+        narrowed = narrow(load(builder, add(builder, values, offset)))
+        words = 4 if narrowed.type != HALF else 8
+        parts = builder.bitcast(narrowed, ir.VectorType(I32, words))
+        for n in range(words):
+            place = builder.load(at)
+            part = builder.extract_element(parts, I32(n))
+            builder.store(part, pointer(builder, place, I32), align=4)
+            builder.store(builder.add(place, step), at)
+        return []
+
+    loop(builder, size, 4 * LANES, [], put)
 
 
 @intrinsic

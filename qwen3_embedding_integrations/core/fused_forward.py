@@ -18,12 +18,12 @@ from .attention import Attention, Segments
 from .checkpoint import Architecture
 from .fused_attention import QUERIES, Heads, Room, Texts, attend_together
 from .fused_kernels import (
+    ALONE,
     ATTEND,
     GROUP,
     NUM_PHASES,
     PANEL_ROWS,
     THIN_LIMIT,
-    Panel,
     Stack,
     Work,
 )
@@ -205,14 +205,14 @@ class Forward:
         if self._is_thin and self._num_threads > 1 and self._assisted is None:
             self._assisted = self._call_helpers(residual)
         if self._assisted is not None:
-            panel, work = self._assisted.panel, self._assisted.work
-            compiled.project(stack, layer, residual, heads, panel, work, self._phase(0))
+            work, stop = self._assisted.work, len(residual)
+            compiled.project(stack, layer, residual, heads, 0, stop, work, self._phase(0))
         else:
 
-            def project_rows(start: int, stop: int) -> None:
-                compiled.project_rows(stack, layer, residual, heads, start, stop, crew.work())
+            def project(start: int, stop: int) -> None:
+                compiled.project(stack, layer, residual, heads, start, stop, crew.work(), ALONE)
 
-            crew.shared(project_rows, len(residual), self.num_parts(len(residual)))
+            crew.shared(project, len(residual), self.num_parts(len(residual)))
         return Projected(*(torch.from_numpy(one).transpose(0, 1) for one in heads[:3]))
 
     def attend(
@@ -240,14 +240,12 @@ class Forward:
 
     def compile(self, rows: Array, attended: Array) -> None:
         """Compile all there is, by calls that have nothing to do."""
-        stack, heads, panel = self._stack, self._heads, compiled.panel_of(0, 0)
+        stack, heads = self._stack, self._heads
         work = self._crew.work(np.full_like(self._counters, ALL_DONE))
         announce(work.counters, 0)
         attend_together(heads, self._prefix, 0, self._whole, work.room, attended, work.counters, 0)
-        compiled.project(stack, 0, rows, heads, panel, work, 0)
-        compiled.project_rows(stack, 0, rows, heads, 0, 0, work)
-        compiled.finish(stack, 0, attended, rows, panel, work, 0)
-        compiled.finish_rows(stack, 0, attended, rows, 0, 0, work)
+        compiled.project(stack, 0, rows, heads, 0, 0, work, ALONE)
+        compiled.finish(stack, 0, attended, rows, 0, 0, work, ALONE)
         compiled.assist(
             stack, self._is_fused, rows, heads, self._prefix, self._whole, attended, work
         )
@@ -256,14 +254,14 @@ class Forward:
         """Add what attention and the MLP come to."""
         crew, stack = self._crew, self._stack
         if self._assisted is not None and layer + 1 < len(self._is_fused):
-            work, panel = self._assisted.work, self._assisted.panel
-            compiled.finish(stack, layer, attended, residual, panel, work, self._phase(0))
+            work, stop = self._assisted.work, len(residual)
+            compiled.finish(stack, layer, attended, residual, 0, stop, work, self._phase(0))
             return
 
-        def finish_rows(start: int, stop: int) -> None:
-            compiled.finish_rows(stack, layer, attended, residual, start, stop, crew.work())
+        def finish(start: int, stop: int) -> None:
+            compiled.finish(stack, layer, attended, residual, start, stop, crew.work(), ALONE)
 
-        crew.shared(finish_rows, len(residual), self.num_parts(len(residual)))
+        crew.shared(finish, len(residual), self.num_parts(len(residual)))
 
     def _phase(self, phase: int) -> int:
         return self.layer * NUM_PHASES + phase
@@ -285,7 +283,7 @@ class Forward:
             )  # fmt: skip
 
         futures = [crew.helpers.submit(assist) for _ in range(self._num_threads - 1)]
-        return _Assisted(work, compiled.panel_of(0, len(residual)), attended, futures)
+        return _Assisted(work, attended, futures)
 
     def _texts(self, segments: Segments) -> Texts:
         """Return where the texts lie: keys in `segments` are the prefix's as well."""
@@ -300,7 +298,6 @@ class _Assisted(NamedTuple):
     """What the threads of a thin forward share, beside the residual and the heads."""
 
     work: Work
-    panel: Panel
     attended: Array  # (T, Hq D)
     futures: Sequence[Future[None]]
 

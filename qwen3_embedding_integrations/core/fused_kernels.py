@@ -35,6 +35,7 @@ THIN_LIMIT = 64  # rows above which weights are read often enough for wide tiles
 GROUP = LANES * WIDE_BLOCKS  # outputs computed together, at least
 READY, NORM, HEADS, ATTEND, TAKE_O, ADD_O, MLP_NORM, GATE_UP, TAKE_DOWN, ADD_DOWN = range(10)
 NUM_PHASES = 10
+ALONE = -1  # instead of a phase: no other thread has a part in these rows
 
 
 class Matrix(NamedTuple):
@@ -249,59 +250,53 @@ def _gate(stack, layer, panel, work, phase):
 
 
 @jit
-def project(stack, layer, residual, heads, panel, work, phase):
-    """Write queries, keys and values of a panel of the residual (T, H)."""
-    _norm_rows(stack.qkv, residual, stack.input_norm[layer], panel, work, phase + NORM)
-    _heads(stack, layer, heads, panel, work, phase + HEADS)
+def project(stack, layer, residual, heads, start, stop, work, phase):
+    """Write queries, keys and values of rows start to stop - 1 of the residual (T, H).
 
-
-@jit
-def finish(stack, layer, attended, residual, panel, work, phase):
-    """Add to a panel what attention (T, Hq D) and the MLP come to."""
-    _take_rows(stack.o, attended, panel.start, panel, work, phase + TAKE_O)
-    _add(stack.o, layer, residual, panel, work, phase + ADD_O)
-    _norm_rows(stack.gate_up, residual, stack.mlp_norm[layer], panel, work, phase + MLP_NORM)
-    _gate(stack, layer, panel, work, phase + GATE_UP)
-    _take_rows(stack.down, work.hidden, 0, panel, work, phase + TAKE_DOWN)
-    _add(stack.down, layer, residual, panel, work, phase + ADD_DOWN)
-
-
-@jit
-def panel_of(start, stop):
-    """Return a panel with the tiles that are best for so many rows."""
-    is_thin = WIDE_ROWS < stop - start < THIN_LIMIT
-    return Panel(start, stop, THIN_ROWS if is_thin else WIDE_ROWS)
-
-
-@jit
-def project_rows(stack, layer, residual, heads, start, stop, work):
-    """Do what `project` does for any number of rows, alone."""
+    With a `phase` they are one panel, which is shared with the threads that have the same counters.
+    With `ALONE` they are any number of rows, this thread's own.
+    """
     for first in range(start, stop, PANEL_ROWS):
-        work.counters[:] = 0
-        panel = panel_of(first, min(first + PANEL_ROWS, stop))
-        project(stack, layer, residual, heads, panel, work, 0)
+        panel, at = _panel(first, stop, work, phase)
+        _norm_rows(stack.qkv, residual, stack.input_norm[layer], panel, work, at + NORM)
+        _heads(stack, layer, heads, panel, work, at + HEADS)
 
 
 @jit
-def finish_rows(stack, layer, attended, residual, start, stop, work):
-    """Do what `finish` does for any number of rows, alone."""
+def finish(stack, layer, attended, residual, start, stop, work, phase):
+    """Add to rows of the residual what attention (T, Hq D) and the MLP come to; see `project`."""
     for first in range(start, stop, PANEL_ROWS):
+        panel, at = _panel(first, stop, work, phase)
+        _take_rows(stack.o, attended, first, panel, work, at + TAKE_O)
+        _add(stack.o, layer, residual, panel, work, at + ADD_O)
+        _norm_rows(stack.gate_up, residual, stack.mlp_norm[layer], panel, work, at + MLP_NORM)
+        _gate(stack, layer, panel, work, at + GATE_UP)
+        _take_rows(stack.down, work.hidden, 0, panel, work, at + TAKE_DOWN)
+        _add(stack.down, layer, residual, panel, work, at + ADD_DOWN)
+
+
+@jit
+def _panel(first, stop, work, phase):
+    """Return the panel that begins with a row, and where its phases are counted."""
+    if phase == ALONE:
         work.counters[:] = 0
-        panel = panel_of(first, min(first + PANEL_ROWS, stop))
-        finish(stack, layer, attended, residual, panel, work, 0)
+        phase = 0
+    last = min(first + PANEL_ROWS, stop)
+    is_thin = WIDE_ROWS < last - first < THIN_LIMIT
+    return Panel(first, last, THIN_ROWS if is_thin else WIDE_ROWS), phase
 
 
 @jit
 def assist(stack, is_fused, residual, heads, shared, texts, attended, work):
     """Help another thread through all layers of a forward, as far as they take all rows."""
-    panel = panel_of(0, len(residual))
+    stop = len(residual)
     for layer in range(len(is_fused)):
         phase = layer * NUM_PHASES
         wait_for(work.counters, phase + READY, 1)
         if is_fused[layer]:
-            project(stack, layer, residual, heads, panel, work, phase)
+            project(stack, layer, residual, heads, 0, stop, work, phase)
             if layer + 1 < len(is_fused):
                 attend_together(
                     heads, shared, layer, texts, work.room, attended, work.counters, phase + ATTEND
                 )
-                finish(stack, layer, attended, residual, panel, work, phase)
+                finish(stack, layer, attended, residual, 0, stop, work, phase)

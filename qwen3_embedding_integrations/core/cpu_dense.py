@@ -92,9 +92,6 @@ class CpuDense:
         a = self._architecture
         return torch.complex(*kernels.rotary_angles(position_ids, a.head_dim, a.rope_theta))
 
-    def run(self, residual: torch.Tensor, state: torch.Tensor) -> int:
-        return 0
-
     def project(
         self, layer: CpuLayer, x: torch.Tensor | None, residual: torch.Tensor, state: torch.Tensor
     ) -> Projected:

@@ -54,10 +54,6 @@ class DenseParts(Protocol):
         """
         ...
 
-    def run(self, residual: torch.Tensor, state: Any) -> int:
-        """Compute the first layers whole, as many as are best computed so; return how many."""
-        ...
-
     def project(
         self, layer: Any, x: torch.Tensor | None, residual: torch.Tensor, state: Any
     ) -> Projected:
@@ -173,9 +169,6 @@ class Dense:
         a = self._architecture
         angles = kernels.rotary_angles(position_ids, a.head_dim, a.rope_theta)
         return nullcontext(torch.cat(angles, dim=1))  # (T, 2, D / 2)
-
-    def run(self, residual: torch.Tensor, state: torch.Tensor) -> int:
-        return 0
 
     def project(
         self, layer: Layer, x: torch.Tensor | None, residual: torch.Tensor, state: torch.Tensor

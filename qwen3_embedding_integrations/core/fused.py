@@ -140,9 +140,6 @@ class FusedDense:
             position_ids, segments, prefix, attends=self._attends,
         )  # fmt: skip
 
-    def run(self, residual: torch.Tensor, state: Forward) -> int:
-        return state.run(residual.numpy())
-
     def project(
         self, layer: FusedLayer, x: torch.Tensor | None, residual: torch.Tensor, state: Forward
     ) -> Projected:

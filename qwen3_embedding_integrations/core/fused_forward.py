@@ -199,25 +199,10 @@ class Forward:
         """Tell the helpers that this layer's phase has come."""
         announce(self._counters, self._phase(phase))
 
-    def run(self, residual: Array) -> int:
-        """Compute the first layers in one call, where rows are few; return how many.
-
-        Up to one that is not fused, or the last one: from there on layer by layer.
-        """
-        if not self._is_thin:
-            return 0
-        assisted = self._assisted = self._call_helpers(residual)
-        self.layer = int(np.argmin(np.append(self._is_fused[:-1], False)))
-        compiled.run(
-            self._stack, self._is_fused, self.layer, True, residual, self._heads, self._prefix,
-            self._whole, assisted.attended, assisted.work,
-        )  # fmt: skip
-        return self.layer
-
     def project(self, layer: int, residual: Array) -> Projected:
         """Return what attention needs, in room that the next layer overwrites."""
         crew, stack, heads = self._crew, self._stack, self._heads
-        if self._is_thin and self._assisted is None:
+        if self._is_thin and self._num_threads > 1 and self._assisted is None:
             self._assisted = self._call_helpers(residual)
         if self._assisted is not None:
             work, stop = self._assisted.work, len(residual)
@@ -261,8 +246,8 @@ class Forward:
         attend_together(heads, self._prefix, 0, self._whole, work.room, attended, work.counters, 0)
         compiled.project(stack, 0, rows, heads, 0, 0, work, ALONE)
         compiled.finish(stack, 0, attended, rows, 0, 0, work, ALONE)
-        compiled.run(
-            stack, self._is_fused, 0, True, rows, heads, self._prefix, self._whole, attended, work
+        compiled.assist(
+            stack, self._is_fused, rows, heads, self._prefix, self._whole, attended, work
         )
 
     def finish(self, layer: int, attended: Array, residual: Array) -> None:
@@ -290,14 +275,14 @@ class Forward:
         attended = np.empty((len(residual), self._width), np.float32)
         work = crew.work(self._counters, num_keys=num_keys)
 
-        def help_out() -> None:
+        def assist() -> None:
             own = crew.work(self._counters, shared=work, num_keys=num_keys)
-            compiled.run(
-                self._stack, self._is_fused, len(self._is_fused), False, residual, self._heads,
-                self._prefix, self._whole, attended, own,
+            compiled.assist(
+                self._stack, self._is_fused, residual, self._heads, self._prefix, self._whole,
+                attended, own,
             )  # fmt: skip
 
-        futures = [crew.helpers.submit(help_out) for _ in range(self._num_threads - 1)]
+        futures = [crew.helpers.submit(assist) for _ in range(self._num_threads - 1)]
         return _Assisted(work, attended, futures)
 
     def _texts(self, segments: Segments) -> Texts:

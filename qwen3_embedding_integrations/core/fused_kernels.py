@@ -287,22 +287,16 @@ def _panel(first, stop, work, phase):
 
 
 @jit
-def run(stack, is_fused, last, leads, residual, heads, shared, texts, attended, work):
-    """Compute layers 0 to last - 1 on all rows, with the threads that have the same counters.
-
-    The one that leads says when a layer begins; the others pass over what is not fused, which is
-    its own affair, and in the model's last layer help to project alone.
-    """
-    for layer in range(last):
+def assist(stack, is_fused, residual, heads, shared, texts, attended, work):
+    """Help another thread through all layers of a forward, as far as they take all rows."""
+    stop = len(residual)
+    for layer in range(len(is_fused)):
         phase = layer * NUM_PHASES
-        if leads:
-            announce(work.counters, phase + READY)
-        else:
-            wait_for(work.counters, phase + READY, 1)
+        wait_for(work.counters, phase + READY, 1)
         if is_fused[layer]:
-            project(stack, layer, residual, heads, 0, len(residual), work, phase)
+            project(stack, layer, residual, heads, 0, stop, work, phase)
             if layer + 1 < len(is_fused):
                 attend_together(
                     heads, shared, layer, texts, work.room, attended, work.counters, phase + ATTEND
                 )
-                finish(stack, layer, attended, residual, 0, len(residual), work, phase)
+                finish(stack, layer, attended, residual, 0, stop, work, phase)

@@ -177,8 +177,7 @@ class Qwen3Model:
         x: torch.Tensor | None = None
         last = len(self._weights.layers) - 1
         with self._dense.begin(plan.position_ids, plan.segments, prefix) as state:
-            num_done = self._dense.run(residual, state) if keep is None else 0
-            for i, layer in enumerate(self._weights.layers[num_done:], num_done):
+            for i, layer in enumerate(self._weights.layers):
                 q, k, v = self._dense.project(layer, x, residual, state)
                 x = None  # here and below: what is not needed must not stand beside what is
                 if keep is not None:

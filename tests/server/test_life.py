@@ -27,6 +27,7 @@ from qwen3_embedding_integrations.remote import RemoteEncoder
 from qwen3_embedding_integrations.server import ServedModel, ServerConfig, create_app
 from qwen3_embedding_integrations.server.command import served_models
 from tests.adapters.spy import spied_encoder
+from tests.commands import run_here
 from tests.server.serving import Running, assert_close, serving, wait_until
 
 TINY = Path(package.__file__).parent / "tiny"
@@ -219,20 +220,32 @@ def test_sigterm_drains(tmp_path: Path, tiny: Qwen3Encoder) -> None:
     ("arguments", "says"),
     [
         (["--model", "./nowhere"], "no folder './nowhere'"),
-        (["--model", "tiny", "--dtype", "int3"], "'int3'"),
-        (["--model", "tiny", "--alias", "x"], "write ALIAS=NAME"),
-        (["--model", "tiny", "--alias", "a=b"], "no model is called b (served: tiny)"),
         (["--model", "tiny", "--model", "tiny"], "two models are called 'tiny'"),
-        (["--model", "tiny", "--api-key-file", "nowhere"], "cannot be read"),
-        (["--model", "tiny", "--max-texts", "0"], "max_texts is 0"),
     ],
 )
 def test_a_server_that_cannot_start_says_so(arguments: list[str], says: str) -> None:
-    """A mistake on the command line ends with status 2 and a line that says what to do."""
+    """Models that cannot be served end the process with status 2 and a line that says why."""
     with command(*arguments) as (process, _):
         _, log = process.communicate(timeout=60)
     assert process.returncode == 2, log
     assert says in " ".join(log.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "tiny", "--dtype", "int3"], "'int3'"),
+        (["--model", "tiny", "--alias", "x"], "write ALIAS=NAME"),
+        (["--model", "tiny", "--alias", "a=b"], "no model is called b (served: tiny)"),
+        (["--model", "tiny", "--api-key-file", "nowhere"], "cannot be read"),
+        (["--model", "tiny", "--max-texts", "0"], "max_texts is 0"),
+    ],
+)
+def test_a_mistake_on_the_command_line_says_what_to_do(arguments: list[str], says: str) -> None:
+    """A mistake on the command line ends with status 2 and a line that says what to do."""
+    done = run_here("serve", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert says in " ".join(done.stderr.split())
 
 
 def test_names_of_served_models(tmp_path: Path) -> None:

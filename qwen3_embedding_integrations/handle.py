@@ -81,7 +81,7 @@ class Handle(Held, Generic[C]):
     @property
     def is_closed(self) -> bool:
         """Whether calls are refused: closed, or copied into another process by a fork."""
-        return self._loaded.engine.is_closed
+        return self._loaded.is_closed
 
     def close(self) -> None:
         """Answer what runs, fail what waits with EngineClosedError, free the weights.

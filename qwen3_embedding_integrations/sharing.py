@@ -24,6 +24,15 @@ class _Slot:
     lock: threading.Lock = field(default_factory=threading.Lock)
     held: Any = None
 
+    def let_go_if_closed(self) -> None:
+        """Free what nobody can use any more, a tokenizer of 30 MB say; not while it is made."""
+        if self.lock.acquire(blocking=False):
+            try:
+                if self.held is not None and self.held.is_closed:
+                    self.held = None
+            finally:
+                self.lock.release()
+
 
 @dataclass
 class _Registry:
@@ -51,17 +60,17 @@ def shared_encoder(
     """
     config = EncoderConfig.of(config)
     if config.is_remote:
-        return _kept(config, lambda: RemoteEncoder.of(config), lambda one: one.is_closed)
+        return _kept(config, lambda: RemoteEncoder.of(config))
 
     def make() -> Qwen3Encoder:
         from .core.exported import encoder_backend
 
         resolve, load = encoder_backend(config)
         engine = resolve(config.engine)  # "auto" and what it comes to are one engine
-        loaded = _kept(("encoder", engine), lambda: load(engine), lambda one: one.engine.is_closed)
+        loaded = _kept(("encoder", engine), lambda: load(engine))
         return Qwen3Encoder.over(loaded, config)
 
-    return _kept(config, make, lambda one: one.is_closed)
+    return _kept(config, make)
 
 
 def shared_reranker(config: RerankerConfig | str | None = None) -> Qwen3Reranker:
@@ -76,21 +85,22 @@ def shared_reranker(config: RerankerConfig | str | None = None) -> Qwen3Reranker
         from .core.loading import load_reranker, resolve
 
         engine = resolve(config.engine)
-        loaded = _kept(
-            ("reranker", engine), lambda: load_reranker(engine), lambda one: one.engine.is_closed
-        )
+        loaded = _kept(("reranker", engine), lambda: load_reranker(engine))
         return Qwen3Reranker.over(loaded, config)
 
-    return _kept(config, make, lambda one: one.is_closed)
+    return _kept(config, make)
 
 
-def _kept(key: Hashable, make: Callable[[], T], is_closed: Callable[[T], bool]) -> T:
+def _kept(key: Hashable, make: Callable[[], T]) -> T:
     """Return what has this key, made by whoever asks first; the others of the key wait."""
     registry = _registry
     with registry.lock:
         slot = registry.slots.setdefault(key, _Slot())
+        slots = list(registry.slots.values())
+    for one in slots:
+        one.let_go_if_closed()
     with slot.lock:  # its own: another model loads meanwhile
-        if slot.held is None or is_closed(slot.held):
+        if slot.held is None or slot.held.is_closed:
             slot.held = make()
         return slot.held
 

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 import qwen3_embedding_integrations
 from qwen3_embedding_integrations import Diagnosis, diagnose
 from tests.checkpoints import random_tensors
+from tests.oracle import transformers_tokenizer
 
 TINY = Path(qwen3_embedding_integrations.__file__).parent / "tiny"
 END, IM_END = 23997, 23999
@@ -62,7 +63,7 @@ class TransformersBackend:
     _known: dict[Any, np.ndarray] = field(init=False, default_factory=dict)  # a test asks often
 
     def __post_init__(self) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        self._tokenizer = transformers_tokenizer(self.folder)
         model = AutoModel.from_pretrained(self.folder, dtype=torch.float32)
         for layer in model.layers if self.blow_up != 1 else ():
             layer.mlp.up_proj.weight.data *= self.blow_up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's client, which reads it once
@@ -9,6 +10,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"
 # Before torch loads OpenMP: threads that spin at its barriers wait ten times as long on two cores
 # that other processes use as well.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# As `serve` has them: else oneDNN keeps what it made for each of the last 1,024 shapes, half a GB.
+os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +27,10 @@ from qwen3_embedding_integrations import (
     Qwen3Reranker,
     RerankerConfig,
     shared_encoder,
+    sharing,
 )
+from qwen3_embedding_integrations.core.loaded import LoadedModel
+from qwen3_embedding_integrations.core.memory import return_freed
 from tests.checkpoints import SHAPE_SMALL, write_checkpoint, write_reranker
 
 # Before Triton, which reads it once: without a card its kernels run in its interpreter.
@@ -49,6 +56,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, (is_there, reason) in needs.items():
             if marker in item.keywords and not is_there:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Take what imports made out of the collector's sight: none of it is ever garbage.
+
+    With it, each full collection takes half a second, and so they are rare: what tests drop, with
+    30 MB for each official tokenizer, would lie about for minutes.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _shared_models() -> set[LoadedModel]:
+    """Return the models in this process's registry, but not `tiny`, which many files share."""
+    held = (slot.held for slot in sharing._registry.slots.values())
+    return {one for one in held if isinstance(one, LoadedModel) and one.config.model != "tiny"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _returned() -> Iterator[None]:
+    """Close, after each file, the models it asked `shared_encoder` for; give their memory back."""
+    before = _shared_models()
+    yield
+    for model in _shared_models() - before:
+        model.engine.close()
+    gc.collect()
+    return_freed()
 
 
 @pytest.fixture(scope="session")

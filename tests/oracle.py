@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 GOLDEN = json.loads((Path(__file__).parent / "data/golden_reranker.json").read_text())
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def reference_vectors(
@@ -32,7 +34,7 @@ def reference_vectors(
 
     With `lora` PEFT computes the adapter beside the model, not merged into it.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers_tokenizer(folder)
     sequences = [tokenizer(text)["input_ids"] for text in texts]
     return vectors_of_ids(folder, sequences, dtype=dtype, lora=lora)
 
@@ -74,16 +76,24 @@ def _adapted(model: Any, lora: Path) -> Any:
     return PeftModel.from_pretrained(whole, lora).eval().base_model.model.model
 
 
-@cache
-def _left_padding_tokenizer(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder, padding_side="left")
+def transformers_tokenizer(folder: Path) -> Any:
+    """Return transformers' tokenizer of a folder, padding on the left."""
+    return _tokenizer_of(*((folder / name).read_bytes() for name in TOKENIZER_FILES))
+
+
+@lru_cache(maxsize=4)  # a second and 40 MB each, and nearly all folders have the official one
+def _tokenizer_of(*contents: bytes) -> Any:
+    with TemporaryDirectory() as folder:
+        for name, content in zip(TOKENIZER_FILES, contents, strict=True):
+            Path(folder, name).write_bytes(content)
+        return AutoTokenizer.from_pretrained(folder, padding_side="left")
 
 
 def reranker_ids(
     folder: Path, pairs: Sequence[tuple[str, str]], instruction: str, *, max_length: int = 8192
 ) -> list[list[int]]:
     """Return the ids a reranker reads, as its card makes them: the middle is cut, the ends not."""
-    tokenizer = _left_padding_tokenizer(folder)
+    tokenizer = transformers_tokenizer(folder)
     prefix, suffix = (
         tokenizer.encode(GOLDEN[name], add_special_tokens=False) for name in ("prefix", "suffix")
     )
@@ -104,7 +114,7 @@ def reference_scores(
     lora: Path | None = None,
 ) -> np.ndarray:
     """Return each (query, document)'s score, (N,) float32, in batches padded on the left."""
-    tokenizer = _left_padding_tokenizer(folder)
+    tokenizer = transformers_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     if lora is not None:
         model = _adapted(model, lora)

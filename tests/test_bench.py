@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen3_embedding_integrations import ConfigError
+from qwen3_embedding_integrations.bench import contender
 from qwen3_embedding_integrations.bench.contender import install_peer
 from qwen3_embedding_integrations.bench.machine import FLAGS
 from qwen3_embedding_integrations.bench.options import BenchOptions
@@ -123,8 +124,11 @@ def test_the_terminal_shows_all(result: tuple[str, dict[str, Any], Path]):
     assert (out / "bench-cpu.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_peers_are_measured_beside_ours(small_checkpoint: Path, tmp_path: Path):
+def test_peers_are_measured_beside_ours(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """sentence-transformers gets our float32 vectors; a peer whose process ends has its reason."""
+    monkeypatch.setattr(contender, "BATCH_SIZES", (1, 8))  # each imports it anew: ten seconds
     (tmp_path / "venv-sentence-transformers").symlink_to(sys.prefix)
     broken = tmp_path / "venv-onnxruntime" / "bin" / "python"
     broken.parent.mkdir(parents=True)
@@ -146,7 +150,7 @@ def test_peers_are_measured_beside_ours(small_checkpoint: Path, tmp_path: Path):
     assert "status 3: no such library" in failed["failed"]
     assert "failed" not in peer, peer
     assert peer["batch_size"] in peer["batch_size_trials_s"]
-    assert set(peer["batch_size_trials_s"]) <= {1, 8, 32}
+    assert set(peer["batch_size_trials_s"]) <= {1, 8}
     assert peer["cosine"]["min"] >= 0.9999, peer["cosine"]
     assert len(peer["query_latency_ms"]["rounds"][0]) == 2
     assert peer["peak_resident_bytes"] >= peer["resident_bytes"] > 0

@@ -11,6 +11,7 @@ import pickle
 import random
 import shutil
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -718,6 +719,20 @@ def test_closing_frees_the_weights(tmp_path):
     assert tensors_of_shape(151669, 88) == 1
     encoder.close()
     assert tensors_of_shape(151669, 88) == 0
+
+
+def test_a_dropped_tokenizer_needs_no_collector():
+    """A closed encoder's 30 MB of vocabulary go with its last reference, not some time later."""
+    gc.disable()
+    try:
+        encoder = Qwen3Encoder("tiny")
+        encoder.encode_queries(["a"])
+        tokenizer = weakref.ref(encoder._loaded.tokenizer)
+        encoder.close()
+        del encoder
+        assert tokenizer() is None
+    finally:
+        gc.enable()
 
 
 def test_a_pickled_encoder_is_the_shared_one(tiny):

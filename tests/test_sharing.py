@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -126,6 +127,18 @@ def test_a_closed_encoder_is_replaced(checkpoint):
         first.encode_documents(["a"])
     assert shared_encoder(str(folder)) is second
     second.close()
+
+
+def test_a_closed_encoder_is_let_go(checkpoint, tiny):
+    """What was closed is not kept for good: the next call, for any model, frees all of it."""
+    folder, _ = checkpoint
+    encoder = shared_encoder(str(folder))
+    tokenizer = weakref.ref(encoder._loaded.tokenizer)
+    encoder.close()
+    del encoder
+    assert shared_encoder(tiny.config) is tiny
+    gc.collect()
+    assert tokenizer() is None
 
 
 def test_a_failed_load_is_no_encoder(checkpoint, tmp_path):

@@ -29,7 +29,7 @@ from ..errors import (
 )
 from .batching import Group, pack_groups
 from .calls import Call, EngineCounts, Share, Vectors, Waiting
-from .memory import is_out_of_memory
+from .memory import is_out_of_memory, return_freed
 from .packing import Int32Array, PackedBatch
 
 logger = logging.getLogger(__name__)
@@ -168,6 +168,7 @@ class Engine:
         if is_last:
             self._waiting.close(reason)
             self._waiting.fail_all()
+            return_freed()  # the weights
 
 
 class _Worker:

@@ -11,7 +11,7 @@ from ..errors import ModelLoadError
 from .checkpoint import Architecture, content_hash, weight_files
 from .config import EngineConfig
 from .engine import Engine
-from .memory import Room
+from .memory import Room, return_freed
 from .pairs import PairTokenizer
 from .tokenizer import Tokenizer
 
@@ -34,6 +34,14 @@ class LoadedModel(Generic[T]):
     stamps: tuple[tuple[Path, int, int], ...]  # each weight file's size and time when it was read
     rooms: tuple[Room, ...] = ()  # what each device has room for, where that is known
     lora: str | None = None  # what tells the adapter in the weights from any other
+
+    def __post_init__(self) -> None:
+        return_freed()  # what reading the files and making the tokenizer took meanwhile
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether calls are refused."""
+        return self.engine.is_closed
 
     @property
     def quantization(self) -> str | None:

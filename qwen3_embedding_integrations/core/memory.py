@@ -1,7 +1,9 @@
-"""What a forward needs of a card's memory, by arithmetic; which failure is for want of it."""
+"""What a forward needs of a card's memory; which failure is for want of it; giving memory back."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from dataclasses import dataclass
 
 from ..errors import ConfigError, EngineError
@@ -101,6 +103,19 @@ def prefix_bytes_per_token(architecture: Architecture, itemsize: int) -> int:
     """Return the bytes of one token's keys and values in all layers."""
     a = architecture
     return a.num_layers * 2 * a.num_kv_heads * a.head_dim * itemsize
+
+
+def return_freed() -> None:
+    """Give the operating system back what this process has freed and its C library keeps.
+
+    glibc keeps it for each thread's next need, and each model is loaded on a thread of its own:
+    0.1 GB more with every load, and after closing a large part of the weights. Linux with glibc;
+    elsewhere it does nothing. It takes milliseconds.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def _gb(num_bytes: int) -> str:

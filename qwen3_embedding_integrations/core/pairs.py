@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,8 @@ class PairTokenizer:
         # From here on "<|im_end|>" in a document is text: it cannot end the turn and answer for us.
         self._tokenizer.encode_special_tokens = True
         self._check_borders(folder)
-        self.head = lru_cache(maxsize=256)(self._head)
+        # Not of a method, as in Tokenizer: the cache would hold its owner.
+        self.head = lru_cache(maxsize=256)(partial(_head, self._tokenizer, self.prefix_ids))
 
     def encode_queries(self, queries: Sequence[str]) -> list[Int32Array]:
         """Return the ids of each query's own part of the prompt, (L,) int32."""
@@ -64,10 +65,6 @@ class PairTokenizer:
             np.concatenate([*frame, ids, self.suffix_ids])
             for ids in self.encode_documents(documents)
         ]
-
-    def _head(self, instruction: str) -> tuple[int, ...]:
-        """Return the ids that all queries behind an instruction begin with."""
-        return (*self.prefix_ids, *self._ids(rerank_instruction(instruction)).tolist())
 
     def _ids(self, text: str) -> Int32Array:
         return encode_texts(self._tokenizer, [text])[0]
@@ -89,6 +86,13 @@ class PairTokenizer:
                     f"{folder}: tokenizer.json divides a reranker's prompt in another way than "
                     "Qwen3's; copy the model's own tokenizer.json there"
                 )
+
+
+def _head(
+    tokenizer: FastTokenizer, prefix_ids: tuple[int, ...], instruction: str
+) -> tuple[int, ...]:
+    """Return the ids that all queries behind an instruction begin with."""
+    return (*prefix_ids, *encode_texts(tokenizer, [rerank_instruction(instruction)])[0].tolist())
 
 
 def find_task(folder: Path) -> Task:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +45,8 @@ class Tokenizer:
         self._tokenizer = load_tokenizer(folder)
         self.end_id = self._check_end(folder)
         self.num_ids = count_ids(self._tokenizer)
-        self.prompt = lru_cache(maxsize=256)(self._split_prompt)
+        # Not of a method: a cache that held its owner would keep 30 MB until the collector runs.
+        self.prompt = lru_cache(maxsize=256)(partial(_split_prompt, self._tokenizer))
 
     def encode(self, texts: Sequence[str]) -> list[Int32Array]:
         """Return each text's token ids, (L,) int32, ending in exactly one appended end token."""
@@ -110,23 +111,6 @@ class Tokenizer:
         pieces.append(np.concatenate([start_of_next if start else ids[:0], ids[start:], end]))
         return pieces
 
-    def _split_prompt(self, prompt: str) -> Prompt:
-        """Divide a prompt by trying what may follow; without a stable beginning, reuse nothing."""
-        whole = self._tokenizer.encode_batch([prompt + probe for probe in PROBES])
-        rows = [encoding.ids[:-1] for encoding in whole]
-        num_stable = 0
-        while all(len(ids) > num_stable for ids in rows) and (
-            len({ids[num_stable] for ids in rows}) == 1
-        ):
-            num_stable += 1
-        num_stable = min(num_stable, MAX_PREFIX_TOKENS)
-        prefix = rows[-1][:num_stable]
-        tail = prompt[whole[-1].offsets[num_stable - 1][1] :] if num_stable else prompt
-        rests = self._tokenizer.encode_batch([tail + probe for probe in PROBES])
-        if any(prefix + rest.ids[:-1] != ids for rest, ids in zip(rests, rows, strict=True)):
-            return Prompt((), prompt)
-        return Prompt(tuple(prefix), tail)
-
     def _check_end(self, folder: Path) -> int:
         end_id = self._tokenizer.token_to_id(END_TOKEN)
         if end_id is None:
@@ -141,6 +125,24 @@ class Tokenizer:
                     "Qwen3-Embedding-0.6B at revision 97b0c614 or newer"
                 )
         return end_id
+
+
+def _split_prompt(tokenizer: FastTokenizer, prompt: str) -> Prompt:
+    """Divide a prompt by trying what may follow; without a stable beginning, reuse nothing."""
+    whole = tokenizer.encode_batch([prompt + probe for probe in PROBES])
+    rows = [encoding.ids[:-1] for encoding in whole]
+    num_stable = 0
+    while all(len(ids) > num_stable for ids in rows) and (
+        len({ids[num_stable] for ids in rows}) == 1
+    ):
+        num_stable += 1
+    num_stable = min(num_stable, MAX_PREFIX_TOKENS)
+    prefix = rows[-1][:num_stable]
+    tail = prompt[whole[-1].offsets[num_stable - 1][1] :] if num_stable else prompt
+    rests = tokenizer.encode_batch([tail + probe for probe in PROBES])
+    if any(prefix + rest.ids[:-1] != ids for rest, ids in zip(rests, rows, strict=True)):
+        return Prompt((), prompt)
+    return Prompt(tuple(prefix), tail)
 
 
 def _last_border(borders: list[npt.NDArray[np.intp]], after: int, last: int) -> int:

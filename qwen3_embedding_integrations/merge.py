@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from .core.config import DType, EngineConfig, check_choice
+from .options import Options, takes
+from .options import out as console
 
 
 def merge_lora(
@@ -68,17 +70,14 @@ def _drop(_: object, layers: Iterable[object]) -> Iterator[None]:
     return (None for _layer in layers)
 
 
+@takes("revision")
 def merge(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or 'tiny'.")],
     lora: Annotated[str, typer.Argument(help="The adapter's folder or hub id.")],
     out: Annotated[Path, typer.Argument(help="The new folder.")],
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
-    ] = None,
+    options: Options,
     dtype: Annotated[str | None, typer.Option(help="Another than the model's own.")] = None,
 ) -> None:
     """Write a model with a LoRA adapter in its weights, as a plain checkpoint."""
-    from rich.console import Console
-
-    written = merge_lora(model, lora, out, revision=revision, dtype=dtype)  # type: ignore[arg-type]
-    Console().print(f"{written}; use it as a model: --model {written}", highlight=False)
+    written = merge_lora(model, lora, out, dtype=dtype, **options)  # type: ignore[arg-type]
+    console.print(f"{written}; use it as a model: --model {written}", highlight=False)

@@ -10,6 +10,8 @@ import typer
 
 from .core.config import EngineConfig
 from .errors import ConfigError
+from .options import Options, takes
+from .options import out as console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +55,14 @@ def quantize_model(
     return QuantizedModel(folder=out, num_bytes=num_bytes, kept=kept)
 
 
+@takes("revision", lora="A LoRA adapter to fold in first.")
 def quantize(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or 'tiny'.")],
     out: Annotated[Path, typer.Argument(help="The new folder.")],
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
-    ] = None,
-    lora: Annotated[str | None, typer.Option(help="A LoRA adapter to fold in first.")] = None,
+    options: Options,
 ) -> None:
     """Write a model with int8 weights, for CPUs: faster than bfloat16, half its memory."""
-    from rich.console import Console
-
-    written = quantize_model(model, out, revision=revision, lora=lora)
-    console = Console()
+    written = quantize_model(model, out, **options)
     console.print(
         f"{written.folder}: {written.num_bytes / 1e6:,.0f} MB; "
         f"use it as a model: --model {written.folder}",

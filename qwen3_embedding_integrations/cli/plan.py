@@ -13,28 +13,18 @@ from rich.table import Table
 
 from ..core.config import EncoderConfig
 from ..errors import ConfigError
-from .options import (
-    DeviceOption,
-    DimensionsOption,
-    DtypeOption,
-    JsonOption,
-    LoraOption,
-    ModelOption,
-    QuantizationOption,
-    given,
-    out,
-    print_json,
-)
+from ..options import MACHINE, JsonOption, Options, out, print_json, takes
 
 if TYPE_CHECKING:
     from ..plan import Plan, Rate
 
 
+@takes("dimensions", "model", "lora", *MACHINE)
 def plan(
     documents: Annotated[float, typer.Option(help="How many: 1e9, say.")],
+    options: Options,
     tokens: Annotated[float | None, typer.Option(help="Of a document, on average.")] = None,
     size: Annotated[str, typer.Option(help="0.6B, 4B or 8B.")] = "0.6B",
-    dimensions: DimensionsOption = None,
     storage: Annotated[str, typer.Option(help="float32, float16, int8 or binary.")] = "float32",
     devices: Annotated[
         int | None, typer.Option(help="Cards, or machines where the rate is a CPU's; 1.")
@@ -49,27 +39,23 @@ def plan(
         list[Path] | None,
         typer.Option(help="A file or folder like the corpus: measured here, with --model."),
     ] = None,
-    model: ModelOption = None,
-    lora: LoraOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what embedding a corpus takes: hours, devices and bytes, with what that rests on."""
     from ..plan import assumptions, known_rates, make_plan, read_rates
 
-    options = given(locals(), "model", "lora", "device", "dtype", "quantization")
+    loaded = [name for name in options if name != "dimensions"]
+    dimensions = options.get("dimensions")
     facts: dict[str, Any] = {"size": size, "dimensions": dimensions, "num_tokens": tokens}
     if devices is not None and within_hours is not None:
         raise ConfigError("--devices and --within-hours: give one, the other is what comes out")
     if sample:
         if tokens is not None or rates is not None:
             raise ConfigError("--sample measures length and rate: leave --tokens and --rates out")
-        rate, facts = _measure(sample, options | given({"dimensions": dimensions}, "dimensions"))
+        rate, facts = _measure(sample, options)
         found = [rate]
-    elif options:
-        raise ConfigError(f"{', '.join(options)}: only --sample loads a model; give --size instead")
+    elif loaded:
+        raise ConfigError(f"{', '.join(loaded)}: only --sample loads a model; give --size instead")
     elif tokens is None:
         raise ConfigError("give --tokens, the mean length of a document, or --sample")
     else:

@@ -8,46 +8,22 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
-from .options import (
-    DEFAULT_COLLECTION,
-    DEFAULT_LOCATION,
-    INDEX_OPTIONS,
-    ApiKeyOption,
-    BaseUrlOption,
-    CollectionOption,
-    DeviceOption,
-    DimensionsOption,
-    DtypeOption,
-    InstructionOption,
+from ..options import (
+    INDEX,
     JsonOption,
-    LocationOption,
-    LoraOption,
-    ModelOption,
-    QuantizationOption,
-    RevisionOption,
-    StoreName,
-    StoreOption,
+    Options,
+    Place,
     err,
-    given,
     out,
     print_json,
+    takes,
 )
 
 
+@takes(*INDEX)
 def reindex(
-    store: StoreOption = StoreName.chroma,
-    location: LocationOption = DEFAULT_LOCATION,
-    collection: CollectionOption = DEFAULT_COLLECTION,
-    model: ModelOption = None,
-    dimensions: DimensionsOption = None,
-    instruction: InstructionOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = None,
-    revision: RevisionOption = None,
-    lora: LoraOption = None,
-    base_url: BaseUrlOption = None,
-    api_key_env: ApiKeyOption = None,
+    place: Place,
+    options: Options,
     storage: Annotated[
         str | None, typer.Option(help="float16, int8 or binary, on a Qdrant server.")
     ] = None,
@@ -63,21 +39,18 @@ def reindex(
     from ..stores import make_current
     from ..stores import reindex as rebuild
 
-    options = given(locals(), *INDEX_OPTIONS)
     if back_to is not None:
         if options or storage:
             named = ", ".join([*options, *(["storage"] if storage else [])])
             raise ConfigError(f"--back-to makes nothing anew; leave out {named}")
-        make_current(str(store), location, collection, back_to)
-        out.print(f"{collection!r} is {back_to!r} now", markup=False)
+        make_current(*place, back_to)
+        out.print(f"{place[2]!r} is {back_to!r} now", markup=False)
         return
     if not options and not storage:
         raise ConfigError("nothing is to change; give --model, --dimensions or --storage")
     with err.status("reading the collection") as status:
         report = rebuild(
-            str(store),
-            location,
-            collection,
+            *place,
             storage=storage,  # type: ignore[arg-type]  # checked there
             on_progress=lambda done: status.update(f"{done.written} rows written"),
             **options,

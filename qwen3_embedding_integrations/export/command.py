@@ -19,6 +19,8 @@ from ..core.exported import GRAPHS, NOTE
 from ..demo import load_texts
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError
+from ..options import Options, takes
+from ..options import out as console
 
 Format = StrEnum("Format", ["onnx", "openvino"])
 Precision = StrEnum("Precision", ["fp32", "fp16", "int8", "int4"])
@@ -112,26 +114,23 @@ def _write(path: Path, note: dict[str, Any]) -> None:
     path.write_text(json.dumps(note, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
+@takes("revision")
 def export(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or 'tiny'.")],
     out: Annotated[Path, typer.Argument(help="The new folder.")],
+    options: Options,
     format: Annotated[Format, typer.Option(help="The runtime it is for.")] = Format.onnx,
     precision: Annotated[Precision, typer.Option(help="Of the weights.")] = Precision.fp32,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
-    ] = None,
 ) -> None:
     """Write a model as an ONNX or OpenVINO graph, which runs without torch; say how exact it is."""
-    from rich.console import Console
-
-    options: dict[str, Any] = {"format": str(format), "precision": str(precision)}
-    made = export_model(model, out, revision=revision, **options)
-    console = Console(highlight=False)
-    console.print(f"{made.folder}: {made.num_bytes / 1e6:,.0f} MB; use it: --model {made.folder}")
+    options |= {"format": str(format), "precision": str(precision)}
+    made = export_model(model, out, **options)
+    said = [f"{made.folder}: {made.num_bytes / 1e6:,.0f} MB; use it: --model {made.folder}"]
     for name, error in made.kept.items():
-        console.print(f"kept in floats: {name} (int8 would move its layer by {error:.1%})")
-    console.print(
+        said.append(f"kept in floats: {name} (int8 would move its layer by {error:.1%})")
+    said.append(
         f"beside the core in float32, {made.num_texts} texts of up to {made.max_tokens} tokens, "
         f"alone and in one call: greatest difference {made.max_difference:.1e}, "
         f"cosine {made.mean_cosine:.6f}, least {made.min_cosine:.6f}"
     )
+    console.print(*said, sep="\n", highlight=False)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..core.config import check_range, check_type
 from ..database import Database
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError, needs
 
 T = TypeVar("T")
 
@@ -191,12 +191,10 @@ class RedisStore:
         timeout_s: float = 0.25,
         prefix: str = "qwen3-embedding:",
     ) -> None:
-        try:
+        with needs("redis", extra="redis"):
             from redis import Redis
             from redis.backoff import NoBackoff
             from redis.retry import Retry
-        except ImportError as error:
-            raise MissingDependencyError("redis", extra="redis", reason=error) from error
         check_type("url", url, str)
         check_range("ttl_s", ttl_s, 1, 100 * 365 * DAY_S)
         check_type("prefix", prefix, str)

@@ -17,7 +17,7 @@ from ..core.checkpoint import locate_model, read_architecture, read_quantization
 from ..core.config import EngineConfig
 from ..core.prompts import DOCUMENT_TEMPLATE, END_TOKEN, format_queries
 from ..core.tokenizer import Tokenizer
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError, needs
 from ..evaluation import Interval, PairSet, find_intervals
 from .checkpoints import newest_whole, write_whole
 from .config import FinetuneConfig
@@ -120,10 +120,8 @@ def _check_model(config: FinetuneConfig) -> tuple[Path, list[int]]:
 
 def _check_packages() -> None:
     for name in PACKAGES:
-        try:
+        with needs(name, extra="finetune"):
             importlib.import_module(name.replace("-", "_"))
-        except ImportError as error:
-            raise MissingDependencyError(name, extra="finetune", reason=error) from error
 
 
 def _open(out: Path, config: FinetuneConfig, material: Material, *, resume: bool) -> Path:

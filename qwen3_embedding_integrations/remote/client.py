@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.config import split_urls
-from ..errors import ConfigError, MissingDependencyError, RemoteError
+from ..errors import ConfigError, RemoteError, needs
 from .answers import NOT_FINITE, TOO_LONG, Answer, parse_answer, server_message
 
 if TYPE_CHECKING:
@@ -61,10 +61,8 @@ class ServerClient:
         retry_s: float = 60.0,
         max_connections: int = 32,
     ) -> None:
-        try:
+        with needs("httpx", extra="remote"):
             import httpx
-        except ImportError as error:
-            raise MissingDependencyError("httpx", extra="remote", reason=error) from error
 
         if timeout_s <= 0 or retry_s < 0:
             raise ConfigError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.config import DEFAULT_MODEL, EncoderConfig, RerankerConfig
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError, needs
 from ..options import MACHINE, Options, given, takes
 from .config import ServedModel, ServerConfig
 
@@ -149,12 +149,10 @@ def run(
     """Serve until SIGTERM or Ctrl-C. Raises what the first load of a model raises."""
     for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    try:
+    with needs("fastapi", extra="server"):
         import uvicorn
 
         from .app import create_app
-    except ImportError as error:
-        raise MissingDependencyError("fastapi", extra="server", reason=error) from error
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:

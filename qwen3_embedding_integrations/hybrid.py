@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 from .contract import EmbeddingContract
+from .core.streaming import divide
 from .keywords import KeywordIndex
 from .rows import Hit, Row, RowId, Store, Vectors, Where
 
@@ -100,6 +100,5 @@ class HybridStore:
         self.keywords.write([str(row.id) for row in rows], texts)
 
     def _catch_up(self) -> None:
-        rows = (row for row, _ in self.store.rows())
-        while page := list(islice(rows, PAGE)):
+        for page in divide((row for row, _ in self.store.rows()), PAGE):
             self._write_words(page)

@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from .core.streaming import divide
 from .database import MEMORY, Database
 from .errors import ConfigError, InputError, StoreError
 from .references import Reference, agreement, ends_with_law
@@ -200,8 +201,7 @@ def _count(connection: sqlite3.Connection) -> int:
 
 def _digests(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for start in range(0, len(ids), PARAMETERS):
-        some = list(ids[start : start + PARAMETERS])
+    for some in divide(ids, PARAMETERS):
         marks = ", ".join("?" * len(some))
         found |= connection.execute(
             f"SELECT id, digest FROM document WHERE id IN ({marks})", some

@@ -17,7 +17,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -157,8 +157,8 @@ class Quantizer:
 
 
 @contextmanager
-def new_folder(out: Path, *, like: Path) -> Generator[Path]:
-    """Yield a folder with the files of `like` but its weights; it becomes `out` at the end.
+def new_folder(out: Path, *, like: Path, files: Sequence[str] = SIDE_FILES) -> Generator[Path]:
+    """Yield a folder with these files of `like`, not its weights; it becomes `out` at the end.
 
     After an error nothing is left of it. Raises ConfigError when `out` exists.
     """
@@ -168,7 +168,7 @@ def new_folder(out: Path, *, like: Path) -> Generator[Path]:
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         partial = Path(temporary) / out.name  # a folder under its own name is whole
         partial.mkdir()
-        for path in {path for pattern in SIDE_FILES for path in like.glob(pattern)}:
+        for path in {path for pattern in files for path in like.glob(pattern)}:
             if path.name not in OTHER_FILES:
                 (copy := partial / path.relative_to(like)).parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -59,13 +57,12 @@ def export_model(
     not computed in float32. Raises ConfigError when `out` exists, ModelLoadError when `model`
     cannot be read, MissingDependencyError without the extra (`onnx`, `openvino`).
     """
+    from ..core.quantization import new_folder
     from .graph import write_graph, write_openvino
 
     check_choice("format", format, tuple(Format))
     check_choice("precision", precision, tuple(Precision))
     out = Path(out).expanduser()
-    if out.exists():
-        raise ConfigError(f"{out} exists already; give the name of a new folder")
     config = EncoderConfig(
         model=model, revision=revision, local_files_only=local_files_only,
         dtype="float32", device="cpu", backend="torch",
@@ -73,16 +70,10 @@ def export_model(
     folder = locate_model(config)
     if read_quantization(folder) is not None:
         raise ConfigError(f"{model} has int8 weights already; give the model they were made of")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
-        partial = Path(temporary) / out.name  # a folder under its own name is whole
-        partial.mkdir()
+    with new_folder(out, like=folder, files=SIDE_FILES) as partial:
         write = write_graph if format == "onnx" else write_openvino
         kept = write(folder, partial / GRAPHS[format], precision)
-        num_bytes = sum(path.stat().st_size for path in partial.iterdir())
-        for name in SIDE_FILES:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, partial / name)
+        num_bytes = sum(path.stat().st_size for path in partial.glob("model.*"))
         with Qwen3Encoder(config) as core:
             contract = replace(
                 core.contract,
@@ -94,7 +85,6 @@ def export_model(
             with Qwen3Encoder(str(partial)) as exported:
                 made = ExportedModel(out, num_bytes, kept, *_measure(core, exported))
         _write(partial / NOTE, note | made._asdict() | {"folder": out.name})
-        partial.rename(out)
     return made
 
 

@@ -13,6 +13,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ..contract import EmbeddingContract
+from ..core.streaming import divide
 from ..rows import HASH_KEY, Hit, Row, RowId, Vectors, last_first
 from .client import guard_of, is_local, stored_contract, stored_identity
 from .points import DOCUMENT_KEY
@@ -89,9 +90,8 @@ class QdrantStore:
             models.PointStruct(id=row_id, vector=vector, payload=payload)
             for row_id, vector, payload in zip(ids, vectors.tolist(), payloads, strict=True)
         ]
-        for start in range(0, len(points), UPLOAD_SIZE):
+        for part in divide(points, UPLOAD_SIZE):
             with self._guard:
-                part = points[start : start + UPLOAD_SIZE]
                 self._client.upsert(self._collection, part, wait=True)
 
     def ids_beyond(self, source: str, position: int) -> list[RowId]:

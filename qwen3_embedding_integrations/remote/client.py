@@ -17,6 +17,7 @@ import numpy as np
 
 from ..core.config import split_urls
 from ..errors import ConfigError, RemoteError, needs
+from ..handle import Held
 from .answers import NOT_FINITE, TOO_LONG, Answer, parse_answer, server_message
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class _Endpoint:
     down_until: float = 0.0
 
 
-class ServerClient:
+class ServerClient(Held):
     """Asks an OpenAI-compatible server for vectors, exactly as it is told to.
 
     `base_url` ends as the server's documentation says, mostly in "/v1"; of several, given as a
@@ -110,12 +111,6 @@ class ServerClient:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
-
-    def __enter__(self) -> ServerClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"ServerClient({', '.join(self.base_urls)!r}, model={self.model!r})"

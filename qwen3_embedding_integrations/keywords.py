@@ -83,13 +83,6 @@ class KeywordIndex:
         with self._connection(is_writer=True) as connection:
             _delete(connection, ids)
 
-    def is_current(self, ids: Sequence[str], texts: Sequence[str]) -> list[bool]:
-        """Return for each id whether it is there with just this text."""
-        _check(ids, texts)
-        with self._connection() as connection:
-            stored = _digests(connection, ids)
-        return [stored.get(id_) == _digest(text) for id_, text in zip(ids, texts, strict=True)]
-
     def search(self, query: str, limit: int, *, offset: int = 0) -> list[tuple[str, float]]:
         """Return (id, BM25 score) of up to `limit` texts that share terms with the query.
 

@@ -51,12 +51,10 @@ def evaluate(
         raise InputError(f"{baseline} holds no results of {', '.join(missing)}, only {[*before]}")
     with err.status("loading the model"):
         encoder = shared_encoder(EncoderConfig.from_options(**options))
-    found: list[Evaluation] = []
-    tests: dict[str, dict[str, PairedTest]] = {}
-    for one in sets:
-        found.append(evaluate(encoder, one, instruction=options.get("instruction"), seed=seed))
-        if baseline:
-            tests[one.name] = compare_paired(found[-1].results, before[one.name], seed=seed)
+    how: Options = {"instruction": options.get("instruction"), "seed": seed}
+    found = [evaluate(encoder, one, **how) for one in sets]
+    pairs = [(one, before[one.dataset]) for one in found if baseline]
+    tests = {one.dataset: compare_paired(one.results, was, seed=seed) for one, was in pairs}
     if per_query:
         write_results(per_query, found)
     if as_json:

@@ -42,40 +42,39 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Say what embedding a corpus takes: hours, devices and bytes, with what that rests on."""
-    from ..plan import assumptions, known_rates, make_plan, read_rates
+    from ..plan import assumptions, make_plan
 
-    loaded = [name for name in options if name != "dimensions"]
-    dimensions = options.get("dimensions")
-    facts: dict[str, Any] = {"size": size, "dimensions": dimensions, "num_tokens": tokens}
     if devices is not None and within_hours is not None:
         raise ConfigError("--devices and --within-hours: give one, the other is what comes out")
+    dimensions = options.get("dimensions")
+    facts: dict[str, Any] = {"size": size, "dimensions": dimensions, "num_tokens": tokens}
     if sample:
         if tokens is not None or rates is not None:
             raise ConfigError("--sample measures length and rate: leave --tokens and --rates out")
         rate, facts = _measure(sample, options)
         found = [rate]
-    elif loaded:
-        raise ConfigError(f"{', '.join(loaded)}: only --sample loads a model; give --size instead")
-    elif tokens is None:
-        raise ConfigError("give --tokens, the mean length of a document, or --sample")
     else:
-        found = known_rates() if rates is None else read_rates(rates)
+        found = _known(options, tokens, rates)
+    facts |= {"num_documents": documents, "storage": storage, "within_hours": within_hours}
     plans = [
-        make_plan(
-            rate,
-            num_documents=documents,
-            storage=storage,
-            num_devices=1 if devices is None else devices,
-            within_hours=within_hours,
-            **facts,
-        )
-        for rate in found
+        make_plan(one, num_devices=1 if devices is None else devices, **facts) for one in found
     ]
     said = assumptions(facts["num_tokens"], plans)
     if as_json:
         print_json({"plans": [asdict(one) for one in plans], "assumptions": said})
     else:
         _print(plans, said)
+
+
+def _known(options: Options, tokens: float | None, rates: Path | None) -> list[Rate]:
+    """Return rates that were measured before; ConfigError for options without meaning then."""
+    from ..plan import known_rates, read_rates
+
+    if loaded := [name for name in options if name != "dimensions"]:
+        raise ConfigError(f"{', '.join(loaded)}: only --sample loads a model; give --size instead")
+    if tokens is None:
+        raise ConfigError("give --tokens, the mean length of a document, or --sample")
+    return known_rates() if rates is None else read_rates(rates)
 
 
 def _print(plans: list[Plan], said: list[str]) -> None:

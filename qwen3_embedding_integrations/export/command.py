@@ -58,7 +58,7 @@ def export_model(
     cannot be read, MissingDependencyError without the extra (`onnx`, `openvino`).
     """
     from ..core.quantization import new_folder
-    from .graph import write_graph, write_openvino
+    from .graph import WRITERS
 
     check_choice("format", format, tuple(Format))
     check_choice("precision", precision, tuple(Precision))
@@ -71,8 +71,7 @@ def export_model(
     if read_quantization(folder) is not None:
         raise ConfigError(f"{model} has int8 weights already; give the model they were made of")
     with new_folder(out, like=folder, files=SIDE_FILES) as partial:
-        write = write_graph if format == "onnx" else write_openvino
-        kept = write(folder, partial / GRAPHS[format], precision)
+        kept = WRITERS[format](folder, partial / GRAPHS[format], precision)
         num_bytes = sum(path.stat().st_size for path in partial.glob("model.*"))
         with Qwen3Encoder(config) as core:
             contract = replace(

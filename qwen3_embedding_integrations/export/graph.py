@@ -278,3 +278,6 @@ def write_openvino(folder: Path, path: Path, precision: str) -> dict[str, float]
         graph = openvino.Core().read_model(Path(temporary) / "model.onnx")
         openvino.save_model(graph, path, compress_to_fp16=False)
     return kept
+
+
+WRITERS = {"onnx": write_graph, "openvino": write_openvino}

@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from .contract import EmbeddingContract, EncoderStats, Vectors
-from .core.config import (
-    EncoderConfig,
-    check_instruction,
-    fit_dimensions,
-)
+from .core.config import EncoderConfig, check_instruction, fit_dimensions
 from .core.prompts import query_prompt
 from .core.streaming import WINDOW, stream_windows
 from .errors import ConfigError, InputError

@@ -18,7 +18,7 @@ class HybridStore:
     Keywords are written first, so that each row that can be found by its vector can be found by
     its words, and deleted first, so that the next run mends what a killed one left; what only the
     keyword index holds is never shown. An index that is new, or was written without, is brought up
-    to date when this object is made.
+    to date when this object is made. Its methods are those of a `Store`.
     """
 
     def __init__(self, store: Store, keywords: KeywordIndex) -> None:
@@ -29,29 +29,24 @@ class HybridStore:
 
     @property
     def name(self) -> str:
-        """What it is, for messages."""
         return self.store.name
 
     @property
     def identity(self) -> str:
-        """Tells this collection from any other."""
         return self.store.identity
 
     @property
     def contract(self) -> EmbeddingContract | None:
-        """How its vectors were made."""
         return self.store.contract
 
     @property
     def max_rows(self) -> int:
-        """How many rows one write may hold."""
         return self.store.max_rows
 
     def __len__(self) -> int:
         return len(self.store)
 
     def hashes(self, ids: Sequence[RowId]) -> dict[RowId, str]:
-        """Return the content hash of each of these rows that is there."""
         return self.store.hashes(ids)
 
     def write(self, rows: Sequence[Row], vectors: Vectors, *, are_new: bool) -> None:
@@ -60,15 +55,12 @@ class HybridStore:
         self.store.write(rows, vectors, are_new=are_new)
 
     def ids_beyond(self, source: str, position: int) -> list[RowId]:
-        """Return the ids of a source's rows at `position` and after it, last first."""
         return self.store.ids_beyond(source, position)
 
     def rows(self) -> Iterator[tuple[Row, Vectors]]:
-        """Yield every row with its vector."""
         return self.store.rows()
 
     def sources(self) -> Iterator[tuple[RowId, str]]:
-        """Yield each row's id and source."""
         return self.store.sources()
 
     def delete(self, ids: Sequence[RowId]) -> None:
@@ -78,19 +70,15 @@ class HybridStore:
         self.store.delete(ids)
 
     def is_passing(self, error: BaseException) -> bool:
-        """Whether the same call may succeed later."""
         return self.store.is_passing(error)
 
     def nearest(self, vector: Vectors, *, limit: int, where: Where | None = None) -> list[Hit]:
-        """Return the rows nearest to a vector (dimensions,), best first."""
         return self.store.nearest(vector, limit=limit, where=where)
 
     def fetch(self, ids: Sequence[str], *, where: Where | None = None) -> list[Hit]:
-        """Return these rows in the order given, without those that are not there."""
         return self.store.fetch(ids, where=where)
 
     def close(self) -> None:
-        """Close both."""
         self.keywords.close()
         self.store.close()
 

@@ -55,10 +55,7 @@ def index_by_ray(
 
 
 def load_vectors(
-    paths: Sequence[Path],
-    place: Place,
-    given: Sequence[str],
-    keywords: Path | None,
+    paths: Sequence[Path], place: Place, given: Sequence[str], keywords: Path | None
 ) -> IndexReport | None:
     """Load a folder of Parquet with vectors; None where the paths are anything else.
 

@@ -52,11 +52,7 @@ def show_contract(
 
 @contract_app.command("diff")
 @takes(*FACTS)
-def diff_contract(
-    place: Place,
-    options: Options,
-    as_json: JsonOption = False,
-) -> None:
+def diff_contract(place: Place, options: Options, as_json: JsonOption = False) -> None:
     """Compare a collection's contract with a model's; exit with 1 if their vectors differ."""
     from ..stores import read_contract
 

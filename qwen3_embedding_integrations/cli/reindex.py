@@ -8,16 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
-from ..options import (
-    INDEX,
-    JsonOption,
-    Options,
-    Place,
-    err,
-    out,
-    print_json,
-    takes,
-)
+from ..options import INDEX, JsonOption, Options, Place, err, out, print_json, takes
 
 
 @takes(*INDEX)

@@ -111,9 +111,7 @@ class Waiting:
             most = self._max_queue_tokens
             if most is not None and 0 < self.num_tokens > most - num_tokens:
                 raise QueueFullError(
-                    num_tokens=num_tokens,
-                    num_waiting_tokens=self.num_tokens,
-                    max_queue_tokens=most,
+                    num_tokens=num_tokens, num_waiting_tokens=self.num_tokens, max_queue_tokens=most
                 )
             self._open_calls.add(call)
             self._count(call, num_tokens)

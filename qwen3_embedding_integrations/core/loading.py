@@ -14,13 +14,7 @@ import torch
 
 from ..errors import ConfigError, ModelLoadError
 from .attention import CAPTURABLE, FLASH_CAPABILITY, Attention, choose_attention
-from .checkpoint import (
-    Architecture,
-    Task,
-    locate_model,
-    read_architecture,
-    read_quantization,
-)
+from .checkpoint import Architecture, Task, locate_model, read_architecture, read_quantization
 from .config import DEFAULT_MODEL, TINY, EngineConfig
 from .dense import choose_dense
 from .devices import cpu_multiplies_bfloat16, free_bytes, on_device, one_each, together
@@ -301,8 +295,4 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def _torch_dtype(name: str) -> torch.dtype:
-    return {
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }[name]
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

@@ -30,14 +30,7 @@ from safetensors.torch import save_file
 from ..errors import ConfigError
 from . import kernels
 from .attention import Segments, sdpa_attention
-from .checkpoint import (
-    QUANT_METHOD,
-    Architecture,
-    Task,
-    content_hash,
-    read_architecture,
-    read_json,
-)
+from .checkpoint import QUANT_METHOD, Architecture, Task, content_hash, read_architecture, read_json
 from .config import EngineConfig, Quantization
 from .linear import QuantizedWeight, Weight, quantize_weight, quantize_weight_fp8, to_e4m3
 from .lora import CONFIG, load_adapter

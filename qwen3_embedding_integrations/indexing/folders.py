@@ -9,16 +9,7 @@ from threading import Event
 from typing import NamedTuple
 
 from ..contract import Encoder
-from ..documents import (
-    SUFFIXES,
-    Gone,
-    Item,
-    Known,
-    Stamp,
-    Unreadable,
-    find_files,
-    read_documents,
-)
+from ..documents import SUFFIXES, Gone, Item, Known, Stamp, Unreadable, find_files, read_documents
 from ..errors import InputError, needs
 from ..rows import Sink
 from .job import IndexReport, Job, Progress, encode_by

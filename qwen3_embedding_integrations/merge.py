@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from .core.config import DType, EngineConfig, check_choice
-from .options import Options, takes
-from .options import out as console
+from .options import Options, say, takes
 
 if TYPE_CHECKING:
     from .core.lora import Adapter
@@ -91,4 +90,4 @@ def merge(
 ) -> None:
     """Write a model with a LoRA adapter in its weights, as a plain checkpoint."""
     written = merge_lora(model, lora, out, dtype=dtype, **options)  # type: ignore[arg-type]
-    console.print(f"{written}; use it as a model: --model {written}", highlight=False)
+    say(f"{written}; use it as a model: --model {written}")

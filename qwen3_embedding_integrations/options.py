@@ -107,6 +107,11 @@ def given(arguments: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: arguments[name] for name in names if arguments[name] is not None}
 
 
+def say(text: str, *, to: Console = out) -> None:
+    """Write a text as it is: no markup, no colours, no line ends but its own."""
+    to.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_json(value: object) -> None:
     """Write JSON to standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")

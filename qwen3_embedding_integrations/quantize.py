@@ -10,8 +10,7 @@ import typer
 
 from .core.config import EngineConfig
 from .errors import ConfigError
-from .options import Options, takes
-from .options import out as console
+from .options import Options, say, takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +62,7 @@ def quantize(
 ) -> None:
     """Write a model with int8 weights, for CPUs: faster than bfloat16, half its memory."""
     written = quantize_model(model, out, **options)
-    console.print(
-        f"{written.folder}: {written.num_bytes / 1e6:,.0f} MB; "
-        f"use it as a model: --model {written.folder}",
-        highlight=False,
-    )
+    folder, megabytes = written.folder, written.num_bytes / 1e6
+    say(f"{folder}: {megabytes:,.0f} MB; use it as a model: --model {folder}")
     for name, error in written.kept.items():
-        console.print(f"kept in bfloat16: {name} (int8 would move its layer by {error:.1%})")
+        say(f"kept in bfloat16: {name} (int8 would move its layer by {error:.1%})")

@@ -14,7 +14,7 @@ from ..doctor.command import doctor
 from ..errors import Qwen3EmbeddingError
 from ..export.command import export
 from ..merge import merge
-from ..options import err
+from ..options import err, say
 from ..quantize import quantize
 from ..server.command import serve
 from .compare import compare
@@ -59,5 +59,5 @@ def main() -> None:
         app()
     except Qwen3EmbeddingError as error:
         err.print(f"[red]error[/] {type(error).__name__}: ", end="")
-        err.print(str(error), markup=False, highlight=False)
+        say(str(error), to=err)
         sys.exit(2)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.config import DEFAULT_RERANKER, EncoderConfig
-from ..options import JsonOption, Options, given, out, print_json, takes
+from ..options import JsonOption, Options, given, out, print_json, say, takes
 
 AXES = (
     "quantization", "chunk_tokens", "dimensions", "storage", "dense_weight", "rerank_depth",
@@ -67,7 +67,7 @@ def compare(
         table.add_row(*map(_cell, row.values()))
     out.print(table)
     texts = "".join(f"{name}: {text}\n" for name, text in found.instructions.items())
-    out.print(f"{texts}\n{found.snippet()}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{texts}\n{found.snippet()}")
 
 
 def _value(word: str) -> str | float | None:

@@ -10,7 +10,7 @@ import typer
 
 from ..core.config import check_options
 from ..errors import ConfigError
-from ..options import JsonOption, Options, err, given, print_json, takes
+from ..options import JsonOption, Options, err, given, print_json, say, takes
 from ..options import out as console
 
 if TYPE_CHECKING:
@@ -78,10 +78,8 @@ def _print(report: FinetuneReport) -> None:
             ]
             table.add_row(name, metric, *cells)
     console.print(report.trainable, table, highlight=False)
-    console.print(
+    say(
         f"{report.folder}: step {report.best_step} of {report.steps}, the best by "
         f"{report.decided_by} of dev; {len(report.dropped):,} training rows left out; "
-        f"{report.seconds:,.0f} s",
-        markup=False,
-        highlight=False,
+        f"{report.seconds:,.0f} s"
     )

@@ -23,8 +23,8 @@ from ..options import (
     Place,
     err,
     given,
-    out,
     print_json,
+    say,
     takes,
 )
 from .bulk import (
@@ -175,7 +175,7 @@ def _follow(
 ) -> None:
     from ..indexing import watch_folders
 
-    err.print(f"watching {', '.join(map(str, paths))}; stop with Ctrl-C", markup=False)
+    say(f"watching {', '.join(map(str, paths))}; stop with Ctrl-C", to=err)
     try:
         for report in watch_folders(
             paths, target.encoder, target.store, Event(), options=read, journal=journal
@@ -191,18 +191,14 @@ def _print_report(report: IndexReport, where: str, num_rows: int | None, *, as_j
         print_json({**asdict(report), "rows": num_rows})
         return
     rows = "" if num_rows is None else f"{num_rows} rows "
-    out.print(
+    say(
         f"{report.added} pieces added, {report.changed} changed, {report.unchanged} unchanged, "
-        f"{report.removed} removed, {report.failed} failed; {rows}in {where}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"{report.removed} removed, {report.failed} failed; {rows}in {where}"
     )
     for name, reason in report.failures:
         err.print("[red]failed[/] ", end="")
         # What is said of a file names it already.
-        described = reason if reason.startswith(name) else f"{name}: {reason}"
-        err.print(described, markup=False, highlight=False)
+        say(reason if reason.startswith(name) else f"{name}: {reason}", to=err)
 
 
 @contextmanager

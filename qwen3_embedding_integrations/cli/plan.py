@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..core.config import EncoderConfig
 from ..errors import ConfigError
-from ..options import MACHINE, JsonOption, Options, out, print_json, takes
+from ..options import MACHINE, JsonOption, Options, out, print_json, say, takes
 
 if TYPE_CHECKING:
     from ..plan import Plan, Rate
@@ -89,9 +89,9 @@ def _print(plans: list[Plan], said: list[str]) -> None:
             decimal(int(one.graph_bytes)),
         )
     out.print(table)
-    out.print(f"{plans[0].total_tokens:,.0f} tokens. This rests on:", highlight=False)
+    say(f"{plans[0].total_tokens:,.0f} tokens. This rests on:")
     for line in said:
-        out.print(f"- {line}", markup=False, highlight=False)
+        say(f"- {line}")
 
 
 def _measure(sample: list[Path], options: dict[str, Any]) -> tuple[Rate, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
-from ..options import INDEX, JsonOption, Options, Place, err, out, print_json, takes
+from ..options import INDEX, JsonOption, Options, Place, err, print_json, say, takes
 
 
 @takes(*INDEX)
@@ -35,7 +35,7 @@ def reindex(
             named = ", ".join([*options, *(["storage"] if storage else [])])
             raise ConfigError(f"--back-to makes nothing anew; leave out {named}")
         make_current(*place, back_to)
-        out.print(f"{place[2]!r} is {back_to!r} now", markup=False)
+        say(f"{place[2]!r} is {back_to!r} now")
         return
     if not options and not storage:
         raise ConfigError("nothing is to change; give --model, --dimensions or --storage")
@@ -50,10 +50,7 @@ def reindex(
         print_json(asdict(report))
         return
     how = f"{report.encoded} encoded anew" if report.encoded else "stored vectors cut"
-    out.print(
+    say(
         f"{report.new} is current: {report.rows} rows, {how}; {report.agreement:.1%} of the old "
-        f"neighbours are the new ones. {report.old} is kept: --back-to makes it current again",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"neighbours are the new ones. {report.old} is kept: --back-to makes it current again"
     )

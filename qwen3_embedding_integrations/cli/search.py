@@ -24,6 +24,7 @@ from ..options import (
     err,
     out,
     print_json,
+    say,
     takes,
 )
 
@@ -98,7 +99,7 @@ def encode(
             for line, vector in zip(texts, vectors.tolist(), strict=True):
                 row = {"text": line, "vector": vector}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    out.print(f"{len(vectors)} x {vectors.shape[1]} float32 in {output}", markup=False)
+    say(f"{len(vectors)} x {vectors.shape[1]} float32 in {output}")
 
 
 def demo() -> None:

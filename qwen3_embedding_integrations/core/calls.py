@@ -16,8 +16,7 @@ import numpy.typing as npt
 
 from ..errors import EngineClosedError, QueueFullError
 from .packing import PackedBatch
-
-Vectors = npt.NDArray[np.float32]
+from .streaming import Vectors
 
 MAX_OVERTAKING_FORWARDS = 8  # after so many forwards of single calls, a waiting bulk share runs
 MAX_SKIPPED_SHARES = 64  # how far back the queue is searched for what still fits

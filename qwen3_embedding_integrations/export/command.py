@@ -17,8 +17,7 @@ from ..core.exported import GRAPHS, NOTE
 from ..demo import load_texts
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError
-from ..options import Options, takes
-from ..options import out as console
+from ..options import Options, say, takes
 
 Format = StrEnum("Format", ["onnx", "openvino"])
 Precision = StrEnum("Precision", ["fp32", "fp16", "int8", "int4"])
@@ -114,12 +113,11 @@ def export(
     """Write a model as an ONNX or OpenVINO graph, which runs without torch; say how exact it is."""
     options |= {"format": str(format), "precision": str(precision)}
     made = export_model(model, out, **options)
-    said = [f"{made.folder}: {made.num_bytes / 1e6:,.0f} MB; use it: --model {made.folder}"]
+    say(f"{made.folder}: {made.num_bytes / 1e6:,.0f} MB; use it: --model {made.folder}")
     for name, error in made.kept.items():
-        said.append(f"kept in floats: {name} (int8 would move its layer by {error:.1%})")
-    said.append(
+        say(f"kept in floats: {name} (int8 would move its layer by {error:.1%})")
+    say(
         f"beside the core in float32, {made.num_texts} texts of up to {made.max_tokens} tokens, "
         f"alone and in one call: greatest difference {made.max_difference:.1e}, "
         f"cosine {made.mean_cosine:.6f}, least {made.min_cosine:.6f}"
     )
-    console.print(*said, sep="\n", highlight=False)

@@ -25,7 +25,8 @@ class HybridStore:
         self.store = store
         self.keywords = keywords
         if len(keywords) != len(store):
-            self._catch_up()
+            for page in divide((row for row, _ in store.rows()), PAGE):
+                self._write_words(page)
 
     @property
     def name(self) -> str:
@@ -86,7 +87,3 @@ class HybridStore:
         # With its title: there a statute's number may stand, and a section's subject.
         texts = ["\n".join(filter(None, (row.facts.get("title"), row.text))) for row in rows]
         self.keywords.write([str(row.id) for row in rows], texts)
-
-    def _catch_up(self) -> None:
-        for page in divide((row for row, _ in self.store.rows()), PAGE):
-            self._write_words(page)

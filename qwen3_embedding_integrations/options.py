@@ -41,7 +41,7 @@ CONFIG_OPTIONS: dict[str, tuple[Any, str]] = {
     "api_key_env": (str, "The environment variable with its key."),
 }
 MACHINE = ("device", "dtype", "quantization")
-INDEX = (
+INDEX = (  # what a collection's vectors depend on, and who computes them
     "model", "dimensions", "instruction", *MACHINE, "revision", "lora", "base_url", "api_key_env",
 )  # fmt: skip
 
@@ -50,6 +50,7 @@ KeywordsOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 StoreOption = Annotated[StoreName, typer.Option(help="Where the vectors live.")]
+LocationOption = Annotated[str, typer.Option(help="A folder, or the URL of a server.")]
 CollectionOption = Annotated[str, typer.Option(help="The collection's name.")]
 DEFAULT_COLLECTION = "documents"
 
@@ -60,11 +61,7 @@ def _option(name: str, kind: Any, default: Any = None) -> Parameter:
 
 PLACE = [
     _option("store", StoreOption, StoreName.chroma),
-    _option(
-        "location",
-        Annotated[str, typer.Option(help="A folder, or the URL of a server.")],
-        "qwen3-index",
-    ),
+    _option("location", LocationOption, "qwen3-index"),
     _option("collection", CollectionOption, DEFAULT_COLLECTION),
 ]
 
@@ -76,10 +73,11 @@ def takes(*names: str, **helps: str) -> Callable[[Verb], Verb]:
     In place of a parameter `place` come --store, --location and --collection.
     """
     help_of = {name: CONFIG_OPTIONS[name][1] for name in names} | helps
-    kinds = {
-        n: Annotated[CONFIG_OPTIONS[n][0] | None, typer.Option(help=help_of[n])] for n in help_of
-    }
-    added = {"options": [_option(n, kinds[n]) for n in kinds], "place": PLACE}
+    chosen = [
+        _option(name, Annotated[CONFIG_OPTIONS[name][0] | None, typer.Option(help=said)])
+        for name, said in help_of.items()
+    ]
+    added = {"options": chosen, "place": PLACE}
 
     def decorate(verb: Verb) -> Verb:
         own = inspect.signature(verb, eval_str=True).parameters

@@ -12,13 +12,13 @@ from .rows import Hit, Row, RowId, Store, Vectors, Where
 PAGE = 1000
 
 
-class HybridStore:
+class HybridStore(Store):
     """A store whose rows go into a keyword index too; for jobs and for a Qwen3Retriever.
 
     Keywords are written first, so that each row that can be found by its vector can be found by
     its words, and deleted first, so that the next run mends what a killed one left; what only the
     keyword index holds is never shown. An index that is new, or was written without, is brought up
-    to date when this object is made. Its methods are those of a `Store`.
+    to date when this object is made.
     """
 
     def __init__(self, store: Store, keywords: KeywordIndex) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.indexing_memory import measure_memory
-from benchmarks.indexing_throughput import measure_throughput
+from benchmarks.indexing_throughput import measure_busy, measure_throughput
 from qwen3_embedding_integrations import EncoderConfig, shared_encoder
 from qwen3_embedding_integrations.bench.machine import PACKAGES, describe
 from qwen3_embedding_integrations.indexing import ReadOptions, index_folders
@@ -134,6 +134,12 @@ def describe_results(results: dict[str, Any]) -> str:
             f"| {min(row['megabytes']):.0f} to {max(row['megabytes']):.0f} | {row['growth']:+.1%} |"
             for name, row in memory.items()
         ]
+    if busy := results.get("busy"):
+        lines += [
+            "",
+            f"Encoder busy beside a store that keeps up, {busy['documents']:,} documents: ",
+        ]
+        lines[-1] += f"{busy['busy_share']:.1%} of the job's time."
     if throughput := results.get("throughput"):
         lines += ["", "| documents/s, medians | index_documents | encoder busy | LangChain's | × |"]
         lines += ["|---|---|---|---|---|"]
@@ -153,7 +159,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=4_000, help="of a round of throughput")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stores", default="chroma,qdrant")
-    parser.add_argument("--parts", default="kills,second_run,memory,throughput")
+    parser.add_argument("--parts", default="kills,second_run,memory,busy,throughput")
     parser.add_argument("--output", type=Path, default=RESULTS / "indexing.json")
     given = parser.parse_args()
     stores = given.stores.split(",")
@@ -161,6 +167,7 @@ def main() -> None:
         "kills": lambda: {s: measure_kills(s, given.documents, given.kills) for s in stores},
         "second_run": lambda: {s: measure_second_run(s, given.documents) for s in stores},
         "memory": lambda: measure_memory(given.endless),
+        "busy": lambda: measure_busy(given.documents, given.rounds),
         "throughput": lambda: {
             s: measure_throughput(s, given.texts, given.rounds, console.print) for s in stores
         },

@@ -7,9 +7,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.indexing_memory import ForgetfulSink
 from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder, index_documents
 from qwen3_embedding_integrations.langchain import Qwen3Embeddings
 from tests.indexing import jobs
@@ -22,18 +24,17 @@ class BusyClock:
     """The time in which at least one forward is under way, seen from around the engine's launch."""
 
     def __init__(self, encoder: Qwen3Encoder) -> None:
-        (worker,) = encoder._loaded.engine._workers  # of the one device
-        self._launch = worker._launch
         self._lock = threading.Lock()
         self._num_running = 0
         self._since = 0.0
         self.busy_s = 0.0
-        worker._launch = self
+        for worker in encoder._loaded.engine._workers:  # one for bulk, one for queries beside it
+            worker._launch = partial(self._run, worker._launch)
 
-    def __call__(self, batch: Any) -> Callable[[], Any]:
+    def _run(self, launch: Callable[[Any], Callable[[], Any]], batch: Any) -> Callable[[], Any]:
         self._count(+1)
         try:
-            wait = self._launch(batch)
+            wait = launch(batch)
         except BaseException:
             self._count(-1)
             raise
@@ -53,6 +54,21 @@ class BusyClock:
                 self.busy_s += now - self._since
             self._since = now
             self._num_running += change
+
+
+def measure_busy(num: int, num_rounds: int) -> dict[str, Any]:
+    """Return how busy the encoder is in a job whose store keeps up, in each round."""
+    shares: list[float] = []
+    documents = jobs.notes(num)
+    with Qwen3Encoder(EncoderConfig(model="tiny", dtype="float32")) as encoder:
+        clock = BusyClock(encoder)
+        encoder.encode_documents([one.text for one in documents[:500]])
+        for _ in range(num_rounds):
+            sink: Any = ForgetfulSink()
+            start, before = time.perf_counter(), clock.busy_s
+            index_documents(documents, encoder, sink)
+            shares.append((clock.busy_s - before) / (time.perf_counter() - start))
+    return {"documents": num, "busy_share": statistics.median(shares), "rounds": shares}
 
 
 def run_ours(store: str, folder: Path, encoder: Qwen3Encoder, num: int) -> float:

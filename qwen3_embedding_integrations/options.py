@@ -15,6 +15,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .errors import ConfigError
+
 out = Console()
 err = Console(stderr=True)
 
@@ -103,6 +105,15 @@ def takes(*names: str, **helps: str) -> Callable[[Verb], Verb]:
 def given(arguments: dict[str, Any], *names: str) -> dict[str, Any]:
     """Return the options of these names that were given on the command line."""
     return {name: arguments[name] for name in names if arguments[name] is not None}
+
+
+def check_place(path: Path) -> None:
+    """Raise ConfigError where no file can be written, before anything is computed for it."""
+    if path.is_dir() or not path.parent.is_dir():
+        what = (
+            "is a folder" if path.is_dir() else f"would stand in {path.parent}, which is not there"
+        )
+        raise ConfigError(f"{path} {what}; give a file's name in a folder that exists")
 
 
 def say(text: str, *, to: Console = out) -> None:

@@ -135,6 +135,7 @@ def test_encode(tmp_path: Path) -> None:
         (["encode", "--output", "v.npy", "--model", "./nowhere"], "a\n", "no folder './nowhere'"),
         (["encode", "--output", "v.txt", "--model", "tiny"], "a\n", "end it in .npy or .jsonl"),
         (["encode", "--output", "v.npy", "--model", "tiny"], "a\n\nb\n", "documents[1] is empty"),
+        (["encode", "--output", "no/v.npy", "--model", "./nowhere"], "a\n", "stand in no, which"),
         (["encode", "--output", "v.npy", "--model", "tiny", "--dtype", "int3"], "a\n", "'int3'"),
         (["search", "x", "--location", "nowhere"], "", "run `qwen3-embedding index` first"),
         (["index", "nowhere.md", "--model", "tiny"], "", "nowhere.md does not exist"),

@@ -11,7 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.config import DEFAULT_RERANKER, EncoderConfig
-from ..options import JsonOption, Options, given, out, print_json, say, takes
+from ..options import (
+    JsonOption,
+    Options,
+    check_place,
+    given,
+    out,
+    print_json,
+    say,
+    takes,
+)
 
 AXES = (
     "quantization", "chunk_tokens", "dimensions", "storage", "dense_weight", "rerank_depth",
@@ -46,9 +55,10 @@ def compare(
     Options take several values, with commas. Prints a table and a contract to paste, draws a chart.
     """
     from ..evaluation import compare, read_retrieval
-    from ..evaluation.chart import draw
+    from ..evaluation.chart import chart_files, draw
     from ..sharing import shared_reranker
 
+    check_place(chart_files(chart)[0])
     values = given(locals(), *AXES)
     grid = {name: [_value(word.strip()) for word in values[name].split(",")] for name in values}
     grid |= {"instruction": instruction} if instruction else {}

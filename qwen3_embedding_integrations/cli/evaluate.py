@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..core.config import EncoderConfig
 from ..errors import InputError
-from ..options import INDEX, JsonOption, Options, err, out, print_json, takes
+from ..options import INDEX, JsonOption, Options, check_place, err, out, print_json, takes
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation, PairedTest
@@ -42,6 +42,8 @@ def evaluate(
     from ..evaluation import compare_paired, evaluate, read_dataset, read_results, write_results
     from ..sharing import shared_encoder
 
+    if per_query:
+        check_place(per_query)
     on_empty = options.get("on_empty", "error")
     sets = [read_dataset(path, scale=scale, split=split, on_empty=on_empty) for path in data]
     if len({one.name for one in sets}) < len(sets):

@@ -21,6 +21,7 @@ from ..options import (
     Options,
     Place,
     Role,
+    check_place,
     err,
     out,
     print_json,
@@ -88,6 +89,7 @@ def encode(
 
     if output.suffix not in {".npy", ".jsonl"}:
         raise ConfigError(f"--output is {output}; end it in .npy or .jsonl")
+    check_place(output)
     texts = [line.rstrip("\n") for line in sys.stdin]  # splitlines() would split at U+2028 too
     with shared_encoder(EncoderConfig.from_options(**options)) as encoder:
         encode_lines = encoder.encode_queries if role is Role.query else encoder.encode_documents

@@ -33,6 +33,7 @@ class Segments:
     cu_k: torch.Tensor  # (B + 1,) int32, on the device
     max_q: int = 0  # of the lists, where there are any
     max_k: int = 0
+    key_rows: torch.Tensor | None = None  # see layout.Parts; None where no prefix is shared
     _masks: dict[tuple[int, int], torch.Tensor | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,6 +70,37 @@ class Run(NamedTuple):
 
 # q (Tq, Hq, D), k and v (Tk, Hk, D) -> (Tq, Hq, D)
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Segments], torch.Tensor]
+# The same with a prefix's keys and values (2, Hk, P, D), or None, before each text's own.
+PrefixedAttention = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, Segments, torch.Tensor | None], torch.Tensor
+]
+
+
+def behind_prefix(attention: Attention) -> PrefixedAttention:
+    """Return the attention over the prefix's keys and each text's own, copied end to end."""
+
+    def attend(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        segments: Segments,
+        prefix: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if prefix is not None:
+            k, v = _join(prefix[0], k, segments), _join(prefix[1], v, segments)
+        return attention(q, k, v, segments)
+
+    return attend
+
+
+def _join(prefix: torch.Tensor, own: torch.Tensor, segments: Segments) -> torch.Tensor:
+    """Return each text's keys (or values) with the prefix's before them, (T + B P, Hk, D)."""
+    prefix = prefix.transpose(0, 1)
+    if segments.k_lengths and own.device.type == "cpu":
+        # Here a list of slices is copied faster than by index.
+        own_of_texts = own.split([length - len(prefix) for length in segments.k_lengths])
+        return torch.cat([piece for text in own_of_texts for piece in (prefix, text)])
+    return torch.cat([prefix, own])[segments.key_rows]
 
 
 def choose_attention(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from . import kernels
-from .attention import Attention
+from .attention import Attention, PrefixedAttention, Segments, behind_prefix
 from .checkpoint import Architecture
 from .kernels import Projected
 from .linear import Linear, Rows, Weight, select_outputs
@@ -46,6 +46,8 @@ class CpuDense:
     places alike, which leaves their dot products as they are.
     """
 
+    max_imbalance = 1.3  # all cores on one operation wait for the slowest some 60 times a layer
+
     def __init__(self, architecture: Architecture, make_linear: Callable[[Weight], Linear]) -> None:
         self._architecture = architecture
         self._make_linear = make_linear
@@ -79,7 +81,10 @@ class CpuDense:
     def lead(self) -> None:
         limit_threads(self._num_threads)
 
-    def begin(self, position_ids: torch.Tensor) -> AbstractContextManager[torch.Tensor]:
+    def begin(
+        self, position_ids: torch.Tensor, segments: Segments, prefix: torch.Tensor | None
+    ) -> AbstractContextManager[torch.Tensor]:
+        del segments, prefix
         return nullcontext(self.angles(position_ids))
 
     def angles(self, position_ids: torch.Tensor) -> torch.Tensor:
@@ -138,8 +143,9 @@ class CpuDense:
         values, scale = self._normed(residual, self._norm_weight(weight))
         return values if scale is None else values.mul_(scale)
 
-    def spread(self, attention: Attention) -> Attention:
-        return attention
+    def spread(self, attention: Attention, *, may_replace: bool = True) -> PrefixedAttention:
+        del may_replace
+        return behind_prefix(attention)
 
     def _norm_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight of a norm over its last dimension, to multiply by `_inverse_norm`."""

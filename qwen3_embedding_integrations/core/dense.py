@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from . import kernels
-from .attention import Attention
+from .attention import Attention, PrefixedAttention, Segments, behind_prefix
 from .checkpoint import Architecture
 from .cpu_dense import CpuDense
 from .kernels import Operations, Projected
@@ -30,7 +30,12 @@ FLOAT16_FACTOR = 64.0  # a power of two: weights above 0.004 keep every bit, sma
 
 
 class DenseParts(Protocol):
-    """What a layer does to each token by itself. The residual (T, H) is updated in place."""
+    """What a layer does to each token by itself. The residual (T, H) is updated in place.
+
+    `max_imbalance` is `Team`'s: how uneven parts may be before all cores on one are faster.
+    """
+
+    max_imbalance: float
 
     def pack(self, layers: Iterable[Layer]) -> Iterable[Any]:
         """Return the layers in the form the other methods take."""
@@ -40,8 +45,13 @@ class DenseParts(Protocol):
         """Let forwards on this thread use all cores of a CPU."""
         ...
 
-    def begin(self, position_ids: torch.Tensor) -> AbstractContextManager[Any]:
-        """Return a forward over positions (T,); what it gives is `state` below."""
+    def begin(
+        self, position_ids: torch.Tensor, segments: Segments, prefix: torch.Tensor | None
+    ) -> AbstractContextManager[Any]:
+        """Return a forward over positions (T,); what it gives is `state` below.
+
+        `prefix` (layers, 2, Hk, P, D) holds keys and values that stand before every text's.
+        """
         ...
 
     def project(
@@ -62,8 +72,8 @@ class DenseParts(Protocol):
         """Add x (T, H) and return the norm of the sum, (T, H)."""
         ...
 
-    def spread(self, attention: Attention) -> Attention:
-        """Return the same attention, on the threads that these parts run on."""
+    def spread(self, attention: Attention, *, may_replace: bool = True) -> PrefixedAttention:
+        """Return this attention, on the threads that these parts run on, or a faster one."""
         ...
 
 
@@ -92,13 +102,14 @@ def choose_dense(
         return (PackedLinear if packed.get(weight.dtype) else WidenedLinear)(weight)
 
     plain = CpuDense(architecture, make_linear)
-    if not is_int8:
+    if not is_int8 and not (dtype == torch.bfloat16 and has_fast_bfloat16):
         return plain, "plain, in blocks (cpu)"
+    weights = torch.int8 if is_int8 else torch.bfloat16
     try:
         from . import fused
 
-        if (reason := fused.obstacle(architecture)) is None:
-            return fused.FusedDense(architecture, plain), "fused (Numba)"
+        if (reason := fused.obstacle(architecture, weights)) is None:
+            return fused.FusedDense(architecture, plain, weights), "fused (Numba)"
     except Exception as error:
         # No Numba, or one without a folder for what it compiles: oneDNN computes the same.
         reason = f"no Numba: {type(error).__name__}: {error}; install the extra cpu"
@@ -129,6 +140,8 @@ class Dense:
     of the MLP is multiplied back as it is added to a float32 residual.
     """
 
+    max_imbalance = 1.3
+
     def __init__(
         self, architecture: Architecture, dtype: torch.dtype, operations: Operations = kernels
     ) -> None:
@@ -149,7 +162,10 @@ class Dense:
     def lead(self) -> None:
         pass
 
-    def begin(self, position_ids: torch.Tensor) -> AbstractContextManager[torch.Tensor]:
+    def begin(
+        self, position_ids: torch.Tensor, segments: Segments, prefix: torch.Tensor | None
+    ) -> AbstractContextManager[torch.Tensor]:
+        del segments, prefix
         a = self._architecture
         angles = kernels.rotary_angles(position_ids, a.head_dim, a.rope_theta)
         return nullcontext(torch.cat(angles, dim=1))  # (T, 2, D / 2)
@@ -179,8 +195,9 @@ class Dense:
             x, residual, weight, self._eps, residual.dtype, self._mlp_factor
         ).values
 
-    def spread(self, attention: Attention) -> Attention:
-        return attention
+    def spread(self, attention: Attention, *, may_replace: bool = True) -> PrefixedAttention:
+        del may_replace
+        return behind_prefix(attention)
 
     def _normed(
         self,

@@ -1,9 +1,7 @@
-"""A layer's dense parts in int8, compiled by Numba: what stands between products runs in passing.
+"""A layer in int8 or bfloat16, compiled by Numba: what stands between products runs in passing.
 
-Several threads may call the same function with the same arguments: each takes the next piece of
-work that nobody has taken, and no one goes on to the next phase before all of one are done. So a
-thread that comes late, or is put aside by the operating system, delays nobody. What a row becomes
-does not depend on the rows beside it, nor on the number of threads: same bits.
+Several threads may call the same function with the same arguments: they share its pieces. What a
+row becomes does not depend on the rows beside it, nor on the number of threads: same bits.
 """
 
 # A kernel's arguments are no Python values, and Numba finds their types itself.
@@ -15,21 +13,19 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
 
+from .fused_attention import FLOAT_BYTES, Room, attend_together
+from .pieces import announce, take_piece, wait_for
+from .row_tiles import add_row, gate_row, take_row, turn, weigh_row, write_scaled
 from .tiles import (
     BLOCK_BYTES,
-    DEPTH,
     LANES,
+    STEP_BYTES,
     THIN_ROWS,
     WIDE_BLOCKS,
     WIDE_ROWS,
     ask_for,
-    count_up,
-    float_of_bits,
     jit,
-    read_count,
-    silu,
     thin_tile,
     wide_tile,
 )
@@ -37,21 +33,18 @@ from .tiles import (
 PANEL_ROWS = 256  # that are computed together: each weight is read once for them
 THIN_LIMIT = 64  # rows above which weights are read often enough for wide tiles
 GROUP = LANES * WIDE_BLOCKS  # outputs computed together, at least
-LEVELS = 127.0
-ZERO_POINT = 128
-SPINS = 20_000  # looks at a counter before the processor is left to others: about 0.5 ms
-READY, NORM, HEADS, ATTENDED, TAKE_O, ADD_O, MLP_NORM, GATE_UP, TAKE_DOWN, ADD_DOWN = range(10)
+READY, NORM, HEADS, ATTEND, TAKE_O, ADD_O, MLP_NORM, GATE_UP, TAKE_DOWN, ADD_DOWN = range(10)
 NUM_PHASES = 10
-
-sched_yield = types.ExternalFunction("sched_yield", types.int32())
+ALONE = -1  # instead of a phase: no other thread has a part in these rows
 
 
 class Matrix(NamedTuple):
     """A projection of every layer."""
 
-    values: Any  # (L, N / LANES, K / DEPTH, LANES * DEPTH) int8, see `pack_blocks`
-    offset: Any  # (L, N) int32: what the zero point adds to each output
-    scale: Any  # (L, N) float32
+    kind: Any  # a number of the weights' type: int8, or uint16 for the bits of bfloat16
+    values: Any  # (L, N / LANES, depth, BLOCK_BYTES) int8 or uint8, see `pack_blocks`
+    offset: Any  # (L, N) int32: what the zero point adds to each output; of int8 alone
+    scale: Any  # (L, N) float32; of int8 alone
 
 
 class Stack(NamedTuple):
@@ -75,270 +68,235 @@ class Panel(NamedTuple):
     tile_rows: int  # rows of a tile
 
 
-class Heads(NamedTuple):
-    """Where a layer's queries, keys and values go, and the angles by which they are turned."""
-
-    q: Any  # (T, Hq, D) float32
-    k: Any  # (T, Hk, D) float32
-    v: Any  # (T, Hk, D) float32
-    cos: Any  # (T, D / 2) float32
-    sin: Any  # (T, D / 2) float32
-
-
 class Work(NamedTuple):
     """Room for a panel's values, shared by the threads at it, and for each thread's own."""
 
-    x: Any  # (PANEL_ROWS * K / DEPTH,) int32: (rows / R, K / DEPTH, R) for tiles of R rows
+    x: Any  # (PANEL_ROWS * depth,) int32: (rows / R, depth, R) for tiles of R rows
     scale: Any  # (PANEL_ROWS,) float32
     hidden: Any  # (PANEL_ROWS, F) float32
     counters: Any  # (2 * NUM_PHASES * layers,) int64: of each phase, pieces taken and done
     tile: Any  # own: (THIN_ROWS * outputs of a group,) float32
     floats: Any  # own: (K,) float32
-    levels: Any  # own: (K / DEPTH,) int32
+    room: Room  # own
     eps: Any  # float32
 
 
 @jit
-def _next(work, phase):
-    """Return the number of a piece that no thread has taken."""
-    return count_up(work.counters.ctypes.data + 16 * phase)
+def _take(matrix, values, size, row, tile_rows, work):
+    """Make a row of `size` bytes what the matrix is multiplied with; return the row's scale."""
+    depth = matrix.values.shape[2]
+    start = row // tile_rows * tile_rows * depth + row % tile_rows
+    to = work.x.ctypes.data + start * STEP_BYTES
+    return take_row(matrix.kind, values, size, to, tile_rows * STEP_BYTES)
 
 
 @jit
-def announce(counters, phase):
-    """Count one more piece of a phase as done."""
-    count_up(counters.ctypes.data + 16 * phase + 8)
-
-
-@jit
-def _wait(work, phase, num_pieces):
-    address = work.counters.ctypes.data + 16 * phase + 8
-    spins = 0
-    while read_count(address) < num_pieces:
-        spins += 1
-        if spins > SPINS:
-            sched_yield()
-
-
-@jit
-def _take(values, row, tile_rows, work):
-    """Round the values (K,) to levels; return what a level stands for, NaN if a value is."""
-    bits = values.view(np.int32)
-    largest = np.int32(0)
-    for i in range(len(bits)):  # as integers: so NaN is the largest of all
-        largest = max(largest, bits[i] & np.int32(0x7FFFFFFF))
-    peak = float_of_bits(largest)
-    factor = np.float32(LEVELS) / peak
-    levels = work.levels[: len(values) // DEPTH]
-    bytes_ = levels.view(np.uint8)
-    for i in range(len(values)):
-        bytes_[i] = np.int32(np.rint(values[i] * factor)) + ZERO_POINT
-    start = (row // tile_rows) * tile_rows * len(levels) + row % tile_rows
-    for i in range(len(levels)):
-        work.x[start + i * tile_rows] = levels[i]
-    return peak / np.float32(LEVELS)
-
-
-@jit
-def _take_rows(values, start, panel, work, phase):
+def _take_rows(matrix, values, start, panel, work, phase):
     """Take the panel's rows, the first of which is values[start]."""
-    num_rows = panel.stop - panel.start
+    num_rows, size = panel.stop - panel.start, values.shape[1] * FLOAT_BYTES
+    first = values.ctypes.data + start * size
     while True:
-        row = _next(work, phase)
+        row = take_piece(work.counters, phase)
         if row >= num_rows:
             break
-        work.scale[row] = _take(values[start + row], row, panel.tile_rows, work)
+        work.scale[row] = _take(matrix, first + row * size, size, row, panel.tile_rows, work)
         announce(work.counters, phase)
-    _wait(work, phase, num_rows)
+    wait_for(work.counters, phase, num_rows)
 
 
 @jit
-def _norm_rows(residual, weight, panel, work, phase):
+def _norm_rows(matrix, residual, weight, panel, work, phase):
     """Take the RMS norm of the residual's rows."""
-    num_rows, size = panel.stop - panel.start, residual.shape[1]
-    normed = work.floats[:size]
+    num_rows, width = panel.stop - panel.start, residual.shape[1]
+    size, normed = width * FLOAT_BYTES, work.floats.ctypes.data
+    first, factors = residual.ctypes.data + panel.start * size, weight.ctypes.data
     while True:
-        row = _next(work, phase)
+        row = take_piece(work.counters, phase)
         if row >= num_rows:
             break
-        values = residual[panel.start + row]
-        squares = np.float32(0)
-        for i in range(size):
-            squares += values[i] * values[i]
-            normed[i] = values[i] * weight[i]
-        level = _take(normed, row, panel.tile_rows, work)
-        work.scale[row] = level / np.sqrt(squares / np.float32(size) + work.eps)
+        squares = weigh_row(first + row * size, factors, size, normed)
+        scale = _take(matrix, normed, size, row, panel.tile_rows, work)
+        work.scale[row] = scale / np.sqrt(squares / np.float32(width) + work.eps)
         announce(work.counters, phase)
-    _wait(work, phase, num_rows)
+    wait_for(work.counters, phase, num_rows)
+
+
+class Product(NamedTuple):
+    """Some blocks of weights, and where a panel's rows lie: addresses, once for all its tiles."""
+
+    kind: Any
+    weight: int
+    offset: int
+    scale: int
+    x: int
+    row_scale: int
+    tile: int
+    stride: int  # bytes of a block of weights
+    num_blocks: int
+    num_tiles: int
 
 
 @jit
-def _multiply(matrix, layer, block, num_blocks, row, panel, work):
-    """Write the products of a tile's rows, from `row` on, with some blocks to work.tile."""
-    values, tile_rows = matrix.values[layer], panel.tile_rows
-    depth = values.shape[1]
-    stride = depth * BLOCK_BYTES
-    x = work.x.ctypes.data + row * depth * DEPTH
-    weight = values.ctypes.data + block * stride
-    out, out_stride = work.tile.ctypes.data, 4 * LANES * num_blocks
-    offset = matrix.offset[layer].ctypes.data + 4 * LANES * block
-    scale = matrix.scale[layer].ctypes.data + 4 * LANES * block
-    of_row = work.scale.ctypes.data + 4 * row
+def _product(matrix, layer, block, num_blocks, panel, work):
+    first = layer * matrix.values.shape[1] + block
+    stride = matrix.values.shape[2] * BLOCK_BYTES
+    skipped = FLOAT_BYTES * LANES * first
+    return Product(
+        matrix.kind,
+        matrix.values.ctypes.data + first * stride,
+        matrix.offset.ctypes.data + skipped,
+        matrix.scale.ctypes.data + skipped,
+        work.x.ctypes.data,
+        work.scale.ctypes.data,
+        work.tile.ctypes.data,
+        stride,
+        num_blocks,
+        -(-(panel.stop - panel.start) // panel.tile_rows),
+    )
+
+
+@jit
+def _multiply(p, row, tile_rows):
+    """Write the products of a tile's rows, from `row` on, to the tile."""
+    depth, out_stride = p.stride // BLOCK_BYTES, FLOAT_BYTES * LANES * p.num_blocks
+    x, of_row = p.x + row * depth * STEP_BYTES, p.row_scale + FLOAT_BYTES * row
     if tile_rows == THIN_ROWS:
-        for n in range(num_blocks):
-            own, at = weight + n * stride, 4 * LANES * n
-            thin_tile(x, own, stride, depth, out + at, out_stride, offset + at, scale + at, of_row)
+        for n in range(p.num_blocks):
+            at = FLOAT_BYTES * LANES * n
+            thin_tile(
+                p.kind, x, p.weight + n * p.stride, p.stride, depth, p.tile + at, out_stride,
+                p.offset + at, p.scale + at, of_row,
+            )  # fmt: skip
     else:
         # While rows pass by these blocks, each tile asks for its share of the next ones.
-        num_tiles = -(-(panel.stop - panel.start) // tile_rows)
-        lines = -(-num_blocks * depth // num_tiles)
-        ask_for(weight + num_blocks * stride + (row // tile_rows) * lines * BLOCK_BYTES, lines)
-        for n in range(0, num_blocks, WIDE_BLOCKS):
-            own, at = weight + n * stride, 4 * LANES * n
-            wide_tile(x, own, stride, depth, out + at, out_stride, offset + at, scale + at, of_row)
-
-
-@jit
-def _turn(head, weight, cos, sin, eps, floats, out):
-    """Write the RMS norm of a head, turned by its position's angles."""
-    size = len(weight)
-    half = size // 2
-    squares = np.float32(0)
-    for i in range(size):
-        squares += head[i] * head[i]
-    inverse = np.float32(1) / np.sqrt(squares / np.float32(size) + eps)
-    # Three loops, not one: LLVM compares each array that is written with each that is read, and
-    # gives up vectors where these are many.
-    for i in range(size):
-        floats[i] = head[i] * inverse * weight[i]
-    first, second = floats[:half], floats[half:size]
-    lower, upper = out[:half], out[half:]
-    for i in range(half):
-        lower[i] = first[i] * cos[i] - second[i] * sin[i]
-    for i in range(half):
-        upper[i] = second[i] * cos[i] + first[i] * sin[i]
+        lines = -(-p.num_blocks * depth // p.num_tiles)
+        skipped = p.num_blocks * p.stride + row // tile_rows * lines * BLOCK_BYTES
+        ask_for(p.weight + skipped, lines)
+        for n in range(0, p.num_blocks, WIDE_BLOCKS):
+            at = FLOAT_BYTES * LANES * n
+            wide_tile(
+                p.kind, x, p.weight + n * p.stride, p.stride, depth, p.tile + at, out_stride,
+                p.offset + at, p.scale + at, of_row,
+            )  # fmt: skip
 
 
 @jit
 def _heads(stack, layer, heads, panel, work, phase):
     """Write queries, keys and values of the taken rows, head by head."""
-    size, num_q, num_k = stack.q_norm.shape[1], heads.q.shape[1], heads.k.shape[1]
-    num_blocks = size // LANES
-    tile = work.tile[: panel.tile_rows * size].reshape(panel.tile_rows, size)
+    num_q, num_rows, size = heads.q.shape
+    num_k, row_bytes = len(heads.k), size * FLOAT_BYTES
+    half, skipped = row_bytes // 2, layer * row_bytes
+    q_norm, k_norm = stack.q_norm.ctypes.data + skipped, stack.k_norm.ctypes.data + skipped
+    q, k, v = heads.q.ctypes.data, heads.k.ctypes.data, heads.v.ctypes.data
+    cos, sin, num_blocks = heads.cos.ctypes.data, heads.sin.ctypes.data, size // LANES
     while True:
-        head = _next(work, phase)
+        head = take_piece(work.counters, phase)
         if head >= num_q + 2 * num_k:
             break
-        for first in range(0, panel.stop - panel.start, panel.tile_rows):
-            _multiply(stack.qkv, layer, head * num_blocks, num_blocks, first, panel, work)
-            for row in range(min(panel.tile_rows, panel.stop - panel.start - first)):
-                at = panel.start + first + row
-                if head < num_q:
-                    out, weight = heads.q[at, head], stack.q_norm[layer]
-                elif head < num_q + num_k:
-                    out, weight = heads.k[at, head - num_q], stack.k_norm[layer]
+        product = _product(stack.qkv, layer, head * num_blocks, num_blocks, panel, work)
+        out, weight = q + head * num_rows * row_bytes, q_norm
+        if head >= num_q:
+            out, weight = k + (head - num_q) * num_rows * row_bytes, k_norm
+        if head >= num_q + num_k:
+            out = v + (head - num_q - num_k) * num_rows * row_bytes
+        for first in range(panel.start, panel.stop, panel.tile_rows):
+            _multiply(product, first - panel.start, panel.tile_rows)
+            for row in range(first, min(first + panel.tile_rows, panel.stop)):
+                own, to = product.tile + (row - first) * row_bytes, out + row * row_bytes
+                if head < num_q + num_k:
+                    turn(own, weight, cos + row * half, sin + row * half, half, work.eps, to)
                 else:
-                    heads.v[at, head - num_q - num_k, :] = tile[row]
-                    continue
-                cos, sin = heads.cos[at], heads.sin[at]
-                _turn(tile[row], weight, cos, sin, work.eps, work.floats, out)
+                    write_scaled(own, row_bytes, np.float32(1), to)
         announce(work.counters, phase)
-    _wait(work, phase, num_q + 2 * num_k)
+    wait_for(work.counters, phase, num_q + 2 * num_k)
 
 
 @jit
 def _add(matrix, layer, residual, panel, work, phase):
     """Add the products of the taken rows to the residual."""
-    num_groups = residual.shape[1] // GROUP
-    sums = residual.reshape(len(residual), num_groups, GROUP)
-    tile = work.tile[: panel.tile_rows * GROUP].reshape(panel.tile_rows, GROUP)
+    group_bytes, row_bytes = GROUP * FLOAT_BYTES, residual.shape[1] * FLOAT_BYTES
+    num_groups, sums = residual.shape[1] // GROUP, residual.ctypes.data
     while True:
-        group = _next(work, phase)
+        group = take_piece(work.counters, phase)
         if group >= num_groups:
             break
-        for first in range(0, panel.stop - panel.start, panel.tile_rows):
-            _multiply(matrix, layer, group * WIDE_BLOCKS, WIDE_BLOCKS, first, panel, work)
-            for row in range(min(panel.tile_rows, panel.stop - panel.start - first)):
-                for i in range(GROUP):
-                    sums[panel.start + first + row, group, i] += tile[row, i]
+        product = _product(matrix, layer, group * WIDE_BLOCKS, WIDE_BLOCKS, panel, work)
+        for first in range(panel.start, panel.stop, panel.tile_rows):
+            _multiply(product, first - panel.start, panel.tile_rows)
+            for row in range(first, min(first + panel.tile_rows, panel.stop)):
+                to = sums + row * row_bytes + group * group_bytes
+                add_row(product.tile + (row - first) * group_bytes, group_bytes, to)
         announce(work.counters, phase)
-    _wait(work, phase, num_groups)
+    wait_for(work.counters, phase, num_groups)
 
 
 @jit
 def _gate(stack, layer, panel, work, phase):
     """Write silu(gate) * up of the taken rows to work.hidden."""
-    half = GROUP // 2
-    num_groups = work.hidden.shape[1] // half
+    group_bytes, row_bytes = GROUP * FLOAT_BYTES, work.hidden.shape[1] * FLOAT_BYTES
+    num_groups, hidden = 2 * work.hidden.shape[1] // GROUP, work.hidden.ctypes.data
     while True:
-        group = _next(work, phase)
+        group = take_piece(work.counters, phase)
         if group >= num_groups:
             break
+        product = _product(stack.gate_up, layer, group * WIDE_BLOCKS, WIDE_BLOCKS, panel, work)
         for first in range(0, panel.stop - panel.start, panel.tile_rows):
-            _multiply(stack.gate_up, layer, group * WIDE_BLOCKS, WIDE_BLOCKS, first, panel, work)
-            for row in range(min(panel.tile_rows, panel.stop - panel.start - first)):
-                out = work.hidden[first + row, group * half : (group + 1) * half]
-                for pair in range(half // LANES):
-                    gate = row * GROUP + 2 * pair * LANES
-                    for i in range(LANES):
-                        value = silu(work.tile[gate + i]) * work.tile[gate + LANES + i]
-                        out[pair * LANES + i] = value
+            _multiply(product, first, panel.tile_rows)
+            for row in range(first, min(first + panel.tile_rows, panel.stop - panel.start)):
+                to = hidden + row * row_bytes + group * (group_bytes // 2)
+                gate_row(product.tile + (row - first) * group_bytes, group_bytes // 2, to)
         announce(work.counters, phase)
-    _wait(work, phase, num_groups)
+    wait_for(work.counters, phase, num_groups)
 
 
 @jit
-def project(stack, layer, residual, heads, panel, work, phase):
-    """Write queries, keys and values of a panel of the residual (T, H)."""
-    _norm_rows(residual, stack.input_norm[layer], panel, work, phase + NORM)
-    _heads(stack, layer, heads, panel, work, phase + HEADS)
+def project(stack, layer, residual, heads, start, stop, work, phase):
+    """Write queries, keys and values of rows start to stop - 1 of the residual (T, H).
 
-
-@jit
-def finish(stack, layer, attended, residual, panel, work, phase):
-    """Add to a panel what attention (T, Hq D) and the MLP come to."""
-    _take_rows(attended, panel.start, panel, work, phase + TAKE_O)
-    _add(stack.o, layer, residual, panel, work, phase + ADD_O)
-    _norm_rows(residual, stack.mlp_norm[layer], panel, work, phase + MLP_NORM)
-    _gate(stack, layer, panel, work, phase + GATE_UP)
-    _take_rows(work.hidden, 0, panel, work, phase + TAKE_DOWN)
-    _add(stack.down, layer, residual, panel, work, phase + ADD_DOWN)
-
-
-@jit
-def panel_of(start, stop):
-    """Return a panel with the tiles that are best for so many rows."""
-    is_thin = WIDE_ROWS < stop - start < THIN_LIMIT
-    return Panel(start, stop, THIN_ROWS if is_thin else WIDE_ROWS)
-
-
-@jit
-def project_rows(stack, layer, residual, heads, start, stop, work):
-    """Do what `project` does for any number of rows, alone."""
+    With a `phase` they are one panel, which is shared with the threads that have the same counters.
+    With `ALONE` they are any number of rows, this thread's own.
+    """
     for first in range(start, stop, PANEL_ROWS):
-        work.counters[:] = 0
-        panel = panel_of(first, min(first + PANEL_ROWS, stop))
-        project(stack, layer, residual, heads, panel, work, 0)
+        panel, at = _panel(first, stop, work, phase)
+        _norm_rows(stack.qkv, residual, stack.input_norm[layer], panel, work, at + NORM)
+        _heads(stack, layer, heads, panel, work, at + HEADS)
 
 
 @jit
-def finish_rows(stack, layer, attended, residual, start, stop, work):
-    """Do what `finish` does for any number of rows, alone."""
+def finish(stack, layer, attended, residual, start, stop, work, phase):
+    """Add to rows of the residual what attention (T, Hq D) and the MLP come to; see `project`."""
     for first in range(start, stop, PANEL_ROWS):
-        work.counters[:] = 0
-        panel = panel_of(first, min(first + PANEL_ROWS, stop))
-        finish(stack, layer, attended, residual, panel, work, 0)
+        panel, at = _panel(first, stop, work, phase)
+        _take_rows(stack.o, attended, first, panel, work, at + TAKE_O)
+        _add(stack.o, layer, residual, panel, work, at + ADD_O)
+        _norm_rows(stack.gate_up, residual, stack.mlp_norm[layer], panel, work, at + MLP_NORM)
+        _gate(stack, layer, panel, work, at + GATE_UP)
+        _take_rows(stack.down, work.hidden, 0, panel, work, at + TAKE_DOWN)
+        _add(stack.down, layer, residual, panel, work, at + ADD_DOWN)
 
 
 @jit
-def assist(stack, is_fused, attended, residual, heads, work):
-    """Help another thread through all layers of a forward but the last one's MLP."""
-    panel = panel_of(0, len(residual))
+def _panel(first, stop, work, phase):
+    """Return the panel that begins with a row, and where its phases are counted."""
+    if phase == ALONE:
+        work.counters[:] = 0
+        phase = 0
+    last = min(first + PANEL_ROWS, stop)
+    is_thin = WIDE_ROWS < last - first < THIN_LIMIT
+    return Panel(first, last, THIN_ROWS if is_thin else WIDE_ROWS), phase
+
+
+@jit
+def assist(stack, is_fused, residual, heads, shared, texts, attended, work):
+    """Help another thread through all layers of a forward, as far as they take all rows."""
+    stop = len(residual)
     for layer in range(len(is_fused)):
         phase = layer * NUM_PHASES
-        _wait(work, phase + READY, 1)
+        wait_for(work.counters, phase + READY, 1)
         if is_fused[layer]:
-            project(stack, layer, residual, heads, panel, work, phase)
-        _wait(work, phase + ATTENDED, 1)
-        if is_fused[layer] and layer + 1 < len(is_fused):
-            finish(stack, layer, attended, residual, panel, work, phase)
+            project(stack, layer, residual, heads, 0, stop, work, phase)
+            if layer + 1 < len(is_fused):
+                attend_together(
+                    heads, shared, layer, texts, work.room, attended, work.counters, phase + ATTEND
+                )
+                finish(stack, layer, attended, residual, 0, stop, work, phase)

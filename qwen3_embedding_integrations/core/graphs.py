@@ -85,13 +85,13 @@ class Graphs:
 
     def _place(self, prefix_ids: tuple[int, ...], room: int) -> None:
         """Copy a prefix's keys and values to where graphs read them, unless they are there."""
-        prefix = self._model.prefix(prefix_ids)  # (layers, 2, P, Hk, D)
+        prefix = self._model.prefix(prefix_ids)  # (layers, 2, Hk, P, D)
         slot = self._prefixes.get(room)
         if slot is None:
-            shape = (*prefix.shape[:2], room, *prefix.shape[3:])
+            shape = (*prefix.shape[:3], room, prefix.shape[4])
             slot = self._prefixes[room] = _PrefixSlot(prefix.new_zeros(shape))
         if slot.ids != prefix_ids:
-            slot.tensor[:, :, : len(prefix_ids)].copy_(prefix)
+            slot.tensor[:, :, :, : len(prefix_ids)].copy_(prefix)
             slot.ids = prefix_ids
 
     def _make(self, bucket: Bucket, words: torch.Tensor, capture: Capture) -> _Graph | None:

@@ -183,12 +183,12 @@ def _make_model(config: EngineConfig, source: _Source) -> tuple[Qwen3Model, Atte
     model = Qwen3Model(
         weights,
         architecture,
-        attention=dense.spread(attention),
+        attention=dense.spread(attention, may_replace=config.attention == "auto"),
         dense=dense,
         device=device,
         # The residual's: sums over all layers exceed float16 where products do not.
         dtype=torch.float32 if device.type == "cpu" or dtype == torch.float16 else dtype,
-        team=Team(torch.get_num_threads()) if device.type == "cpu" else None,
+        team=Team(torch.get_num_threads(), dense.max_imbalance) if device.type == "cpu" else None,
     )
     logger.info(
         "%s on %s; attention: %s; kernels: %s", config.model, config.device, reason, kernels_reason

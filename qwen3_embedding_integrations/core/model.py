@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .attention import Attention, Segments
+from .attention import PrefixedAttention, Segments
 from .checkpoint import Architecture
 from .dense import DenseParts
 from .layout import Int64Array, Shape, lay_out
@@ -67,24 +67,29 @@ class Plan(NamedTuple):
     segments: Segments
     last_segments: Segments  # of the last layer: one query per text
     last_rows: torch.Tensor  # (B,) each text's last token
-    key_rows: torch.Tensor  # see layout.Parts
 
     @classmethod
     def of_words(cls, words: torch.Tensor, shape: Shape, texts: Texts) -> Plan:
         """Return the plan that `Layout.words`, on the device, stand for."""
         parts = shape.split(words)
         starts_q, starts_k, starts_last = parts.cu_q.int(), parts.cu_k.int(), parts.cu_last.int()
+        segments = Segments(
+            texts.q_lengths,
+            texts.k_lengths,
+            starts_q,
+            starts_k,
+            texts.max_q,
+            texts.max_k,
+            key_rows=parts.key_rows,
+        )
         return cls(
             input_ids=parts.input_ids,
             position_ids=parts.position_ids,
-            segments=Segments(
-                texts.q_lengths, texts.k_lengths, starts_q, starts_k, texts.max_q, texts.max_k
-            ),
-            last_segments=Segments(
-                [1] * len(texts.q_lengths), texts.k_lengths, starts_last, starts_k, 1, texts.max_k
+            segments=segments,
+            last_segments=replace(
+                segments, q_lengths=[1] * len(texts.q_lengths), cu_q=starts_last, max_q=1
             ),
             last_rows=parts.last_rows,
-            key_rows=parts.key_rows,
         )
 
 
@@ -96,7 +101,7 @@ class Qwen3Model:
         weights: Weights,
         architecture: Architecture,
         *,
-        attention: Attention,
+        attention: PrefixedAttention,
         dense: DenseParts,
         device: torch.device,
         dtype: torch.dtype,
@@ -127,7 +132,7 @@ class Qwen3Model:
 
     @torch.inference_mode()
     def prefix(self, ids: tuple[int, ...]) -> torch.Tensor:
-        """Return the prefix's keys and values of each layer, (layers, 2, P, Hk, D).
+        """Return the prefix's keys and values of each layer, (layers, 2, Hk, P, D).
 
         Computed once, in a forward of its own; the last ones asked for are kept, MAX_PREFIXES and
         KEPT_PREFIX_TOKENS in all, and the very last however long.
@@ -164,39 +169,30 @@ class Qwen3Model:
         prefix: torch.Tensor | None = None,
         keep: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Return (B, H) in the model's dtype; add each layer's keys and values to `keep`.
+        """Return (B, H) in the model's dtype; add each layer's (2, Hk, T, D) to `keep`.
 
-        `prefix` (layers, 2, P, Hk, D) holds the keys and values that stand before each text's own.
+        `prefix` (layers, 2, Hk, P, D) holds the keys and values that stand before each text's own.
         """
         residual = F.embedding(plan.input_ids, self._weights.embedding).to(self.dtype)  # (T, H)
         x: torch.Tensor | None = None
         last = len(self._weights.layers) - 1
-        with self._dense.begin(plan.position_ids) as state:
+        with self._dense.begin(plan.position_ids, plan.segments, prefix) as state:
             for i, layer in enumerate(self._weights.layers):
                 q, k, v = self._dense.project(layer, x, residual, state)
                 x = None  # here and below: what is not needed must not stand beside what is
                 if keep is not None:
-                    keep.append(torch.stack([k, v]))  # (2, T, Hk, D)
-                if prefix is not None:
-                    k, v = self._join(prefix[i, 0], k, plan), self._join(prefix[i, 1], v, plan)
+                    keep.append(torch.stack([k.transpose(0, 1), v.transpose(0, 1)]))
                 segments = plan.segments
                 if i == last:
                     # Nothing reads the other tokens: their keys and values are all it takes.
                     rows, segments = plan.last_rows, plan.last_segments
                     q, residual = q[rows], residual[rows]
-                attended = self._attention(q, k, v, segments)
+                shared = None if prefix is None else prefix[i]
+                attended = self._attention(q, k, v, segments, shared)
                 del q, k, v
                 x = self._dense.finish(layer, attended, residual, state)
                 del attended
         return self._dense.norm(x, residual, self._weights.norm)  # (B, H)
-
-    def _join(self, shared: torch.Tensor, own: torch.Tensor, plan: Plan) -> torch.Tensor:
-        """Return each text's keys (or values) with the prefix's before them, (T + B P, Hk, D)."""
-        if plan.segments.q_lengths and self.device.type == "cpu":
-            # Here a list of slices is copied faster than by index.
-            own_of_texts = own.split(plan.segments.q_lengths)
-            return torch.cat([piece for text in own_of_texts for piece in (shared, text)])
-        return torch.cat([shared, own])[plan.key_rows]
 
     def to_device(self, words: Int64Array) -> torch.Tensor:
         """Return the words on the device, without waiting for the copy."""

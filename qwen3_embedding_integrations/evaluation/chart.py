@@ -20,13 +20,19 @@ PANELS = {
 CHOSEN = {"label": "recommended", "marker": "*", "markersize": 14, "color": "black"}
 
 
+def chart_files(path: Path) -> tuple[Path, Path]:
+    """Return where `draw` writes SVG and PNG: either ending may be given; other dots are kept."""
+    stem = path.stem if path.suffix in {".svg", ".png"} else path.name
+    return path.with_name(f"{stem}.svg"), path.with_name(f"{stem}.png")
+
+
 def draw(comparison: Comparison, path: Path) -> None:
-    """Write `path`.svg and `path`.png; settings that differ in width alone are one line."""
+    """Write `chart_files(path)`; settings that differ in width alone are one line."""
     lines: dict[str, list[Trial]] = {}
     for trial in comparison.trials:
         words = comparison.describe(trial.setting).items()
         alike = [f"{name} {value}" for name, value in words if name != "dimensions"]
-        lines.setdefault(", ".join(alike) or comparison.dataset, []).append(trial)
+        lines.setdefault(", ".join(alike) or "by dimensions", []).append(trial)
     # A fixed salt and no date: the same result gives the same file.
     with rc_context({"svg.hashsalt": "qwen3", "svg.fonttype": "none", "font.size": 9}):
         columns = max(1, 140 // (max(map(len, lines)) + 8))  # of labels, side by side
@@ -52,5 +58,6 @@ def draw(comparison: Comparison, path: Path) -> None:
         figure.legend(
             *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns
         )
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(path.with_suffix(".png"), dpi=160)
+        svg, png = chart_files(path)
+        figure.savefig(svg, metadata={"Date": None})
+        figure.savefig(png, dpi=160)

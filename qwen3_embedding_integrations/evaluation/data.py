@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,14 +134,16 @@ def read_pairs(path: str | Path, *, scale: float | None = None) -> PairSet:
     path = Path(path)
     faults: list[str] = []
     rows = list(read_rows(path, faults))
-    first, second = (tuple(row.text(f"sentence{n}") for row in rows) for n in (1, 2))
-    labels = tuple(map(_label, rows))
-    refuse(faults if rows else [f"{path} holds no pairs"])
-    is_binary = scale is None and sum(n in {0, 1} for n in labels) >= BINARY_SHARE * len(labels)
-    highest = scale or (1.0 if is_binary or max(labels) <= 1 else 5.0)
+    found = [(row.text("sentence1"), row.text("sentence2"), _label(row)) for row in rows]
+    if not found:
+        refuse([*faults, f"{path} holds no pairs"])
+    first, second, labels = zip(*found, strict=True)
+    known = [label for label in labels if not math.isnan(label)]
+    is_binary = scale is None and sum(n in {0, 1} for n in known) >= BINARY_SHARE * len(known)
+    highest = scale or (1.0 if is_binary or max(known) <= 1 else 5.0)
     allowed = "0 or 1, as nearly all are" if is_binary else f"0 to {highest:g} (see scale)"
     for row, label in zip(rows, labels, strict=True):
-        if not 0 <= label <= highest or (is_binary and label not in {0, 1}):
+        if label < 0 or label > highest or (is_binary and label % 1 > 0):
             row.fault(f"has the label {label:g}; allowed: {allowed}")
     refuse(faults)
     numbers = tuple(row.number for row in rows)
@@ -187,13 +191,14 @@ def _record(header: list[str], values: Any) -> dict[str, Any]:
 
 
 def _label(row: Row) -> float:
+    """Return a row's label; without one that is a finite number, note that and return NaN."""
     value = row.record.get("label", row.record.get("score"))
-    try:
-        return float(value)  # pyright: ignore[reportArgumentType]  # what is no number is a fault
-    except (TypeError, ValueError):
-        columns = ", ".join(row.record)
-        row.fault(f"has the label {value!r}" if value else f"has no label or score, only {columns}")
-        return 0.0
+    with suppress(TypeError, ValueError):
+        if math.isfinite(label := float(value)):  # pyright: ignore[reportArgumentType]
+            return label
+    columns = ", ".join(row.record)
+    row.fault(f"has the label {value!r}" if value else f"has no label or score, only {columns}")
+    return math.nan
 
 
 def _texts(

@@ -55,17 +55,24 @@ def read_material(config: FinetuneConfig) -> Material:
 
 
 def _read(config: FinetuneConfig, path: str) -> Dataset:
-    path, _, split = path.partition("#")
+    path, split = _part(path)
     if config.task == "pairs":
         pairs = read_pairs(path)
         if config.loss_name == "contrastive" and not pairs.is_binary:
             raise InputError(f'{path} has grades; loss="contrastive" wants labels 0 and 1')
         return pairs
-    dataset = read_retrieval(path, split=split or None)
+    dataset = read_retrieval(path, split=split)
     bare = [id_ for id_, judged in dataset.relevant.items() if max(judged.values()) <= 0]
     if bare:
         raise InputError(f"{path}: {len(bare):,} queries have no answer: {', '.join(bare[:5])}")
     return dataset
+
+
+def _part(path: str) -> tuple[str, str | None]:
+    """Return the folder and the split of FOLDER#SPLIT; a # elsewhere is the path's own."""
+    place, sign, split = path.rpartition("#")
+    is_split = sign and not Path(path).exists() and Path(place).is_dir()
+    return (place, split) if is_split else (path, None)
 
 
 def _keys(dataset: Dataset) -> dict[str, Hashable]:
@@ -131,6 +138,6 @@ def _narrow(dataset: Dataset, seed: int) -> Dataset:
 
 
 def _hashes(paths: list[str]) -> dict[str, str]:
-    places = [Path(path.partition("#")[0]) for path in dict.fromkeys(paths)]
+    places = [Path(_part(path)[0]) for path in dict.fromkeys(paths)]
     files = {file for place in places for file in (place, *place.rglob("*")) if file.is_file()}
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}

@@ -13,10 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.checkpoint import locate_model, read_architecture, read_quantization
+from ..core.checkpoint import locate_model, read_architecture, read_quantization, weight_files
 from ..core.config import EngineConfig
 from ..core.prompts import DOCUMENT_TEMPLATE, END_TOKEN, format_queries
-from ..core.tokenizer import Tokenizer
+from ..core.streaming import divide
+from ..core.tokenizer import SLICE, Tokenizer
 from ..errors import ConfigError, needs
 from ..evaluation import Interval, PairSet, find_intervals
 from .checkpoints import newest_whole, write_whole
@@ -46,6 +47,7 @@ class FinetuneReport:
     before: Metrics  # of the untuned model
     after: Metrics
     dropped: tuple[str, ...]  # training rows left out, and where else they are
+    num_cut: int  # texts of all sets with more than max_length tokens, which were read to there
     seconds: float  # of this call
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def finetune(
     _check_packages()
     folder, widths = _check_model(config)
     material = read_material(config)
+    num_cut = _count_cut(config, Tokenizer(folder), material)
     work = _open(Path(config.out).expanduser(), config, material, resume=resume)
     from transformers import set_seed
 
@@ -101,6 +104,7 @@ def finetune(
         before=before,
         after=_measure(encoder, material),
         dropped=material.dropped,
+        num_cut=num_cut,
         seconds=time.perf_counter() - started,
     )
     _write_record(config, report, material, trainer.state.log_history)
@@ -114,8 +118,34 @@ def _check_model(config: FinetuneConfig) -> tuple[Path, list[int]]:
     widths = config.widths(read_architecture(folder).hidden_size)
     if read_quantization(folder) is not None:
         raise ConfigError(f"{config.model} has int8 weights; give the model they were made of")
+    weight_files(folder)  # raises where there are none: an exported folder, say
     Tokenizer(folder)  # raises for one that ends texts otherwise than the model was trained on
     return folder, widths
+
+
+def _count_cut(config: FinetuneConfig, tokenizer: Tokenizer, material: Material) -> int:
+    """Return how many texts of all sets are too long to be read whole; name that in a warning."""
+    texts = [
+        text for one in (material.train, *material.held.values()) for text in _texts(config, one)
+    ]
+    lengths = [len(ids) for part in divide(texts, SLICE) for ids in tokenizer.encode(part)]
+    if num_cut := sum(length > config.length for length in lengths):
+        log.warning(
+            "%d of %d texts have more than max_length=%d tokens, instructions included, up to %d, "
+            "and are cut, in training as in measuring",
+            num_cut,
+            len(texts),
+            config.length,
+            max(lengths),
+        )
+    return num_cut
+
+
+def _texts(config: FinetuneConfig, dataset: Dataset) -> list[str]:
+    is_pairs = isinstance(dataset, PairSet)
+    queries = [*dataset.first, *dataset.second] if is_pairs else [*dataset.queries.values()]
+    documents = [] if is_pairs else [*dataset.documents.values()]
+    return format_queries(queries, config.task_instruction) + documents
 
 
 def _check_packages() -> None:
@@ -131,8 +161,10 @@ def _open(out: Path, config: FinetuneConfig, material: Material, *, resume: bool
     if (out / RECORD).exists():
         raise ConfigError(f"{out} holds a finished adapter; give another folder")
     if not resume:
-        if out.exists() and any(out.iterdir()):
+        others = {path.name for path in out.iterdir()} - {work.name} if out.exists() else set()
+        if others or any(work.glob("checkpoint-*")):
             raise ConfigError(f"{out} is not empty; give a new folder, or resume the run in it")
+        shutil.rmtree(work, ignore_errors=True)  # of a run that ended before it learnt anything
         work.mkdir(parents=True)
         write_whole(work / STATE, json.dumps(asked, indent=2, ensure_ascii=False))
     elif not (work / STATE).is_file():

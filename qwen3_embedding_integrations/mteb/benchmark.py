@@ -19,7 +19,7 @@ from ..contract import Encoder
 from ..errors import ConfigError
 from .models import MTEBEncoder
 
-ALIASES = {"C-MTEB": "MTEB(cmn, v1)"}  # beside mteb's own
+ALIASES = {"C-MTEB": "MTEB(cmn, v1)", "MTEB(Code)": "MTEB(Code, v1)"}  # beside mteb's own
 
 
 @dataclass(frozen=True)

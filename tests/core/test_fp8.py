@@ -10,7 +10,7 @@ import torch
 
 import qwen3_embedding_integrations
 from qwen3_embedding_integrations import ConfigError, EncoderConfig, Qwen3Encoder, quantize_model
-from qwen3_embedding_integrations.core.attention import choose_attention
+from qwen3_embedding_integrations.core.attention import behind_prefix, choose_attention
 from qwen3_embedding_integrations.core.checkpoint import read_architecture
 from qwen3_embedding_integrations.core.config import EngineConfig
 from qwen3_embedding_integrations.core.dense import Dense
@@ -53,7 +53,12 @@ def fp8_model(folder: Path) -> tuple[Head, tuple, dict[str, float]]:
     )
     attention, _ = choose_attention("auto", CPU, torch.bfloat16)
     model = Qwen3Model(
-        weights, architecture, attention=attention, dense=dense, device=CPU, dtype=torch.bfloat16
+        weights,
+        architecture,
+        attention=behind_prefix(attention),
+        dense=dense,
+        device=CPU,
+        dtype=torch.bfloat16,
     )
     return embedding_head(model), weights.layers, quantizer.kept
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from qwen3_embedding_integrations import EncoderConfig, Qwen3Encoder
-from qwen3_embedding_integrations.core.attention import CAPTURABLE, Segments
+from qwen3_embedding_integrations.core.attention import CAPTURABLE, Segments, behind_prefix
 from qwen3_embedding_integrations.core.graphs import MAX_GRAPHS
 from qwen3_embedding_integrations.core.heads import (
     Head,
@@ -126,7 +126,7 @@ def graphed(plain: Qwen3Model) -> tuple[Head, TapeCapture]:
     model = Qwen3Model(
         plain._weights,
         plain.architecture,
-        attention=device_attention,
+        attention=behind_prefix(device_attention),
         dense=plain._dense,
         device=CPU,
         dtype=torch.float32,
@@ -329,7 +329,7 @@ def test_a_captured_forward_reads_nothing_back(folder, attention, num_prefix):
     model = Qwen3Model(
         Weights(weights.embedding.to(meta), layers, weights.norm.to(meta)),
         a,
-        attention=attention,
+        attention=behind_prefix(attention),
         dense=base._dense,
         device=meta,
         dtype=torch.bfloat16,
@@ -338,7 +338,7 @@ def test_a_captured_forward_reads_nothing_back(folder, attention, num_prefix):
     assert bucket is not None
     words = torch.empty(bucket.shape.num_words, dtype=torch.int64, device=meta)
     texts = Texts([], [], bucket.longest, bucket.longest + bucket.prefix_rows)
-    shape = (a.num_layers, 2, bucket.prefix_rows, a.num_kv_heads, a.head_dim)
+    shape = (a.num_layers, 2, a.num_kv_heads, bucket.prefix_rows, a.head_dim)
     prefix = torch.empty(shape, dtype=torch.bfloat16, device=meta) if num_prefix else None
     vectors = unit_vectors(model.forward(Plan.of_words(words, bucket.shape, texts), prefix))
     assert vectors.shape == (bucket.num_texts, a.hidden_size)

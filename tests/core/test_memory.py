@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from qwen3_embedding_integrations import ConfigError, EncoderConfig, Qwen3Encoder
+from qwen3_embedding_integrations.core.attention import behind_prefix
 from qwen3_embedding_integrations.core.checkpoint import Architecture, read_architecture
 from qwen3_embedding_integrations.core.layout import PREFIX_ROOMS
 from qwen3_embedding_integrations.core.loading import load_model
@@ -80,7 +81,7 @@ def held_bytes(folder: Path, dtype: torch.dtype, num_tokens: int, num_prefix: in
         base._weights,
         base.architecture,
         # As a packed operator: the output and a float32 a query and head.
-        attention=lambda q, k, v, segments: torch.empty_like(q).contiguous(),
+        attention=behind_prefix(lambda q, k, v, segments: torch.empty_like(q).contiguous()),
         dense=base._dense,
         device=CPU,
         dtype=dtype,

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from qwen3_embedding_integrations import EncoderConfig, NonFiniteOutputError, Qwen3Encoder
 from qwen3_embedding_integrations.core import kernels
-from qwen3_embedding_integrations.core.attention import choose_attention
+from qwen3_embedding_integrations.core.attention import behind_prefix, choose_attention
 from qwen3_embedding_integrations.core.checkpoint import read_architecture
 from qwen3_embedding_integrations.core.dense import Dense
 from qwen3_embedding_integrations.core.heads import embedding_head
@@ -69,7 +69,12 @@ def native_model(
     attention, _ = choose_attention("auto", CPU, dtype)
     residual = torch.float32 if dtype == torch.float16 else dtype
     return Qwen3Model(
-        weights, architecture, attention=attention, dense=dense, device=CPU, dtype=residual
+        weights,
+        architecture,
+        attention=behind_prefix(attention),
+        dense=dense,
+        device=CPU,
+        dtype=residual,
     )
 
 
@@ -215,7 +220,7 @@ def test_pruned_equals_unpruned(mini):
     unpruned = Qwen3Model(
         longer,
         pruned.architecture,
-        attention=attention,
+        attention=behind_prefix(attention),
         dense=Dense(pruned.architecture, torch.float32),
         device=CPU,
         dtype=torch.float32,

@@ -54,6 +54,12 @@ def test_bad_data_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
     refused = run("evaluate", path, "--model", "no/such-model")
     assert refused.returncode == 2
     assert "pairs.tsv:2 has an empty sentence2" in "".join(refused.stderr.split("\n"))
+    path.write_text("sentence1\tsentence2\tlabel\na\tb\t1\na\tb\t0\n", encoding="utf-8")
+    nowhere = run(
+        "evaluate", path, "--model", "no/such-model", "--per-query", tmp_path / "a/b.jsonl"
+    )
+    assert nowhere.returncode == 2
+    assert "which is not there" in " ".join(nowhere.stderr.split())
     twice = run("evaluate", DATA / "pairs.tsv", DATA / "pairs.tsv", "--model", "no/such-model")
     assert twice.returncode == 2
     assert "one name" in twice.stderr

@@ -36,7 +36,7 @@ from qwen3_embedding_integrations.evaluation import (
     find_intervals,
     measure_ranking,
 )
-from qwen3_embedding_integrations.evaluation.chart import draw
+from qwen3_embedding_integrations.evaluation.chart import chart_files, draw
 from qwen3_embedding_integrations.evaluation.compare import recommend
 from qwen3_embedding_integrations.evaluation.lab import WEB_SEARCH_ZH, make_settings
 from tests.commands import command
@@ -317,8 +317,11 @@ def test_the_chart_holds_every_series(found, tmp_path):
         assert ", ".join(f"{name} {value}" for name, value in words.items()) in svg
     for words in ("recommended", "bytes of a document", "ms of a query", "ndcg@10, 95% interval"):
         assert words in svg
-    draw(found, tmp_path / "again")
-    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == svg
+    draw(found, tmp_path / "compare-0.6b.png")
+    assert (tmp_path / "compare-0.6b.svg").read_text(encoding="utf-8") == svg
+    one = replace(found, dataset="检索", trials=found.trials[:1], recommended=found.trials[0])
+    draw(one, tmp_path / "one")  # whose name no font here may have: a warning, and so an error
+    assert chart_files(tmp_path / "compare-0.6b")[0] == tmp_path / "compare-0.6b.svg"
 
 
 def test_left_out_values_have_defaults():
@@ -418,3 +421,11 @@ def test_the_command_refuses_what_is_no_number(folder):
     )
     assert isinstance(run.exception, ConfigError)
     assert "dimensions is 'wide', a str; give int" in str(run.exception)
+
+
+def test_the_command_refuses_a_chart_without_a_folder(folder, tmp_path):
+    """Before anything is measured: a chart that could not be written is a ConfigError."""
+    options = ["--model", "./nowhere", "--chart", str(tmp_path / "no" / "chart")]
+    run = CliRunner().invoke(app, ["compare", str(folder), *options])
+    assert isinstance(run.exception, ConfigError)
+    assert "would stand in" in str(run.exception)

@@ -105,6 +105,17 @@ def test_without_a_dev_a_share_is_held_out_with_its_doubles(tmp_path):
     assert len(train.rows) + len(dev.rows) + len(material.dropped) == 80
 
 
+def test_a_sign_in_a_path_is_no_split(tmp_path):
+    """FOLDER#SPLIT is a split where FOLDER is a folder; files of a folder "C#" are files."""
+    (tmp_path / "C#").mkdir()
+    files = {name: str(write_pairs(tmp_path / "C#" / f"{name}.tsv")) for name in ("train", "dev")}
+    write_pairs(tmp_path / "C#" / "dev.tsv", start=100)
+    config = pairs_config(tmp_path, **files)
+    assert {*read_material(config).hashes} == {*files.values()}
+    with pytest.raises(InputError, match=r"C#/none.tsv is no file"):
+        read_material(replace(config, dev=str(tmp_path / "C#" / "none.tsv")))
+
+
 def test_a_query_of_dev_in_training_is_named(tmp_path):
     """In retrieval, queries leak: documents may be shared."""
     config = retrieval_config(tmp_path)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 from transformers import AutoModel, AutoTokenizer
 
-from qwen3_embedding_integrations import ConfigError, EncoderConfig, Qwen3Encoder
+from qwen3_embedding_integrations import ConfigError, EncoderConfig, ModelLoadError, Qwen3Encoder
 from qwen3_embedding_integrations.core.checkpoint import locate_model
 from qwen3_embedding_integrations.core.prompts import format_queries
 from qwen3_embedding_integrations.finetuning import FinetuneConfig, finetune
@@ -168,7 +168,9 @@ def test_a_run_resumes_only_as_it_began(run, tmp_path):
     material = read_material(config)
     with pytest.raises(ConfigError, match="no run to resume"):
         _open(Path(config.out), config, material, resume=True)
-    _open(Path(config.out), config, material, resume=False)
+    _open(Path(config.out), replace(config, rank=4), material, resume=False)
+    _open(Path(config.out), config, material, resume=False)  # nothing was learnt yet: begun anew
+    (tmp_path / "adapter/checkpoints/checkpoint-3").mkdir()
     with pytest.raises(ConfigError, match="not empty"):
         _open(Path(config.out), config, material, resume=False)
     _open(Path(config.out), config, material, resume=True)
@@ -186,6 +188,33 @@ def test_retrieval_learns_and_stops_early(tmp_path):
     assert report.steps == 4  # the first epoch is the best so far, the second no better
     assert report.decided_by == "ndcg@10"
     assert set(report.after["dev"]) == {"ndcg@10", "recall@10", "recall@100", "mrr@10"}
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    """A folder that was exported, say: an error of ours before anything is written."""
+    tiny = locate_model(EncoderConfig(model="tiny").engine)
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    config = pairs_config(tmp_path, model=str(tmp_path))
+    with pytest.raises(ModelLoadError, match=r"no model.safetensors"):
+        finetune(config)
+    assert not Path(config.out).exists()
+
+
+def test_texts_that_are_cut_are_counted(tmp_path, caplog):
+    """What max_length cuts is warned of, as our own tokenizer counts, and stands in the report."""
+    config = pairs_config(tmp_path, epochs=1, max_length=24)
+    with Qwen3Encoder("tiny") as encoder:
+        texts = [
+            text
+            for path in (config.train, config.dev)
+            for line in Path(path).read_text(encoding="utf-8").splitlines()[1:]
+            for text in format_queries(line.split("\t")[:2], SIMILARITY)
+        ]
+        expected = sum(encoder.count_tokens(text) > 24 for text in texts)
+    assert 0 < expected < len(texts)
+    assert finetune(config).num_cut == expected
+    assert f"{expected} of {len(texts)} texts have more than max_length=24 tokens" in caplog.text
 
 
 def test_the_same_seed_gives_the_same_adapter(tmp_path):

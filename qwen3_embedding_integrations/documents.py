@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .core.config import check_range
-from .errors import InputError, MissingDependencyError, Qwen3EmbeddingError
+from .errors import InputError, Qwen3EmbeddingError, needs
 
 Part = tuple[str, dict[str, Any], str | None]  # a section, page or row; its facts; its title
 SUFFIXES = (
@@ -143,10 +143,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _import(module: str) -> Any:
-    try:
+    with needs(module, extra="files"):
         return import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(module, extra="files") from error
 
 
 def _parts(path: Path, text_field: str | None) -> Iterator[Part]:

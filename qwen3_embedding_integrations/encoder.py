@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -11,15 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from .contract import EmbeddingContract, EncoderStats, Vectors
-from .core.config import (
-    EncoderConfig,
-    check_instruction,
-    fit_dimensions,
-)
-from .core.prompts import query_prompt
-from .core.streaming import WINDOW, stream_windows
+from .core.config import EncoderConfig, fit_dimensions
 from .errors import ConfigError, InputError
-from .handle import Handle
+from .handle import Handle, TextEncoder
 from .waiting import aresults_of, results_of, submit_in_thread
 
 if TYPE_CHECKING:
@@ -37,7 +31,14 @@ class Encoded(NamedTuple):
     num_truncated: int  # texts
 
 
-class Qwen3Encoder(Handle[EncoderConfig]):
+class _Job(NamedTuple):
+    """A call under way and how its vectors become the answer."""
+
+    inputs: Inputs
+    call: Call
+
+
+class Qwen3Encoder(Handle[EncoderConfig], TextEncoder[_Job]):
     """Qwen3-Embedding: texts to unit vectors, the same ones whoever calls and in whatever batch.
 
     Loads the model; when the constructor returns, it is ready. Every method may be called from any
@@ -73,33 +74,6 @@ class Qwen3Encoder(Handle[EncoderConfig]):
         self._rules = InputRules(self.max_length, config.on_too_long, config.on_empty)
         self._num_texts = self._num_tokens = self._num_truncated = 0
 
-    def encode_queries(
-        self,
-        queries: Sequence[str],
-        *,
-        instruction: str | None = None,
-        show_progress: bool | None = None,
-    ) -> Vectors:
-        """Return one unit vector per query, (N, dimensions) float32, in the order given.
-
-        Each query is read behind the instruction (`instruction`, else the config's). Symmetric
-        tasks (similarity, classification) encode both sides with this method. Raises InputError
-        for a text that cannot be encoded, EngineError when the device fails.
-        """
-        return self._result(
-            self._submit(queries, "queries", self._prompt(instruction)), show_progress
-        )
-
-    def encode_documents(
-        self, documents: Sequence[str], *, show_progress: bool | None = None
-    ) -> Vectors:
-        """Return one unit vector per document, (N, dimensions) float32, in the order given.
-
-        `show_progress=None` draws a bar on a terminal when the call takes long. Raises as
-        `encode_queries`.
-        """
-        return self._result(self._submit(documents, "documents"), show_progress)
-
     async def aencode_queries(
         self, queries: Sequence[str], *, instruction: str | None = None
     ) -> Vectors:
@@ -132,28 +106,11 @@ class Qwen3Encoder(Handle[EncoderConfig]):
 
         `on_too_long` stands for the config's; more than `max_tokens` in all are an InputError.
         """
-        prompt = self._prompt(instruction) if word == "queries" else None
+        prompt = self._prompt(instruction) if word == "queries" else ""
         rules = self._rules.with_too_long(on_too_long, ("truncate", "error", "chunk_mean"))
         job = await submit_in_thread(self._submit, texts, word, prompt, 0, rules, max_tokens)
         vectors = self._pooled(job, await aresults_of(job))
         return Encoded(vectors, job.inputs.num_tokens, job.inputs.num_truncated)
-
-    def stream_documents(
-        self, documents: Iterable[str], *, window: int = WINDOW
-    ) -> Iterator[Vectors]:
-        """Yield the vectors of any iterable, window by window, each (up to `window`, dimensions).
-
-        While you use one window, the next is encoded; no more than two are held, so an endless
-        iterable needs little memory. A text that cannot be encoded raises InputError with its
-        index in the whole stream, after the windows before it were yielded.
-        """
-        return stream_windows(
-            documents,
-            window,
-            submit=lambda texts, first: self._submit(texts, "documents", first_index=first),
-            result=self._result,
-            cancel=lambda job: job.call.future.cancel(),
-        )
 
     def count_tokens(self, document: str) -> int:
         """Return how many tokens the model would read for a document, the end token included."""
@@ -200,16 +157,11 @@ class Qwen3Encoder(Handle[EncoderConfig]):
         loaded = self._loaded.config
         return f"Qwen3Encoder({self.config.model!r}, {self.dimensions}, {loaded.device!r})"
 
-    def _prompt(self, instruction: str | None) -> str:
-        if instruction is not None:
-            check_instruction(instruction)
-        return query_prompt(self.config.instruction if instruction is None else instruction)
-
     def _submit(
         self,
         texts: Sequence[Any],
         word: str,
-        prompt: str | None = None,
+        prompt: str = "",
         first_index: int = 0,
         rules: InputRules | None = None,
         max_tokens: int | None = None,
@@ -239,15 +191,11 @@ class Qwen3Encoder(Handle[EncoderConfig]):
     def _result(self, job: _Job, show_progress: bool | None = False) -> Vectors:
         return self._pooled(job, results_of(job, show_progress))
 
+    def _cancel(self, job: _Job) -> None:
+        job.call.future.cancel()
+
     def _pooled(self, job: _Job, vectors: Vectors) -> Vectors:
         if job.inputs.pieces is None:
             return vectors
         means = job.inputs.pool(vectors)[:, : self.dimensions]
         return means / np.linalg.norm(means, axis=1, keepdims=True)
-
-
-class _Job(NamedTuple):
-    """A call under way and how its vectors become the answer."""
-
-    inputs: Inputs
-    call: Call

@@ -20,7 +20,8 @@ Qwen3EmbeddingError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -158,6 +159,17 @@ class MissingDependencyError(Qwen3EmbeddingError, ImportError):
         )
         self.package = package
         self.extra = extra
+
+
+@contextmanager
+def needs(package: str, *, extra: str) -> Generator[None]:
+    """Raise MissingDependencyError where an import within fails."""
+    try:
+        yield
+    except MissingDependencyError:  # of something that was imported within
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(package, extra=extra, reason=error) from error
 
 
 def _rebuild(

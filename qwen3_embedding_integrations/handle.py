@@ -1,19 +1,23 @@
-"""What encoders and rerankers have in common: they are closed and copied; Handle holds a model."""
+"""What encoders and rerankers have in common: closed and copied, texts in, one loaded model."""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from .core.config import EncoderConfig, RerankerConfig, fit_length
+from .core.config import EncoderConfig, RerankerConfig, check_instruction, fit_length
+from .core.prompts import query_prompt
+from .core.streaming import WINDOW, Vectors, stream_windows
 
 if TYPE_CHECKING:
     from .core.calls import EngineCounts
     from .core.loaded import LoadedModel
 
 C = TypeVar("C", EncoderConfig, RerankerConfig)
+J = TypeVar("J")  # a call under way
 
 
 class Held(ABC):
@@ -34,6 +38,73 @@ class Held(ABC):
 
     def __deepcopy__(self, memo: object) -> Self:
         return self  # hosts copy their settings; weights, connections and caches stay one
+
+
+class TextEncoder(Held, Generic[J]):
+    """Queries behind their instruction and documents bare, whoever computes their vectors."""
+
+    config: EncoderConfig
+
+    def encode_queries(
+        self,
+        queries: Sequence[str],
+        *,
+        instruction: str | None = None,
+        show_progress: bool | None = None,
+    ) -> Vectors:
+        """Return one unit vector per query, (N, dimensions) float32, in the order given.
+
+        Each query is read behind the instruction (`instruction`, else the config's). Symmetric
+        tasks (similarity, classification) encode both sides with this method. Raises InputError
+        for a text that cannot be encoded, EngineError when the device fails, RemoteError when the
+        server does, NonFiniteOutputError for NaN.
+        """
+        job = self._submit(queries, "queries", self._prompt(instruction))
+        return self._result(job, show_progress)
+
+    def encode_documents(
+        self, documents: Sequence[str], *, show_progress: bool | None = None
+    ) -> Vectors:
+        """Return one unit vector per document, (N, dimensions) float32, in the order given.
+
+        `show_progress=None` draws a bar on a terminal when the call takes long. Raises as
+        `encode_queries`.
+        """
+        return self._result(self._submit(documents, "documents"), show_progress)
+
+    def stream_documents(
+        self, documents: Iterable[str], *, window: int = WINDOW
+    ) -> Iterator[Vectors]:
+        """Yield the vectors of any iterable, window by window, each (up to `window`, dimensions).
+
+        While you use one window, the next is encoded; no more than two are held, so an endless
+        iterable needs little memory. A text that cannot be encoded raises InputError with its
+        index in the whole stream, after the windows before it were yielded.
+        """
+        return stream_windows(
+            documents,
+            window,
+            submit=lambda texts, first: self._submit(texts, "documents", first_index=first),
+            result=self._result,
+            cancel=self._cancel,
+        )
+
+    def _prompt(self, instruction: str | None) -> str:
+        if instruction is not None:
+            check_instruction(instruction)
+        return query_prompt(self.config.instruction if instruction is None else instruction)
+
+    @abstractmethod
+    def _submit(self, texts: Sequence[Any], word: str, prompt: str = "", first_index: int = 0) -> J:
+        """Begin to encode texts behind a prompt; the first one's index in messages is given."""
+
+    @abstractmethod
+    def _result(self, job: J, show_progress: bool | None = False) -> Vectors:
+        """Wait for a call's vectors."""
+
+    @abstractmethod
+    def _cancel(self, job: J) -> None:
+        """Drop what of a call has not run yet."""
 
 
 class Handle(Held, Generic[C]):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 from .contract import EmbeddingContract
+from .core.streaming import divide
 from .keywords import KeywordIndex
 from .rows import Hit, Row, RowId, Store, Vectors, Where
 
 PAGE = 1000
 
 
-class HybridStore:
+class HybridStore(Store):
     """A store whose rows go into a keyword index too; for jobs and for a Qwen3Retriever.
 
     Keywords are written first, so that each row that can be found by its vector can be found by
@@ -25,33 +25,29 @@ class HybridStore:
         self.store = store
         self.keywords = keywords
         if len(keywords) != len(store):
-            self._catch_up()
+            for page in divide((row for row, _ in store.rows()), PAGE):
+                self._write_words(page)
 
     @property
     def name(self) -> str:
-        """What it is, for messages."""
         return self.store.name
 
     @property
     def identity(self) -> str:
-        """Tells this collection from any other."""
         return self.store.identity
 
     @property
     def contract(self) -> EmbeddingContract | None:
-        """How its vectors were made."""
         return self.store.contract
 
     @property
     def max_rows(self) -> int:
-        """How many rows one write may hold."""
         return self.store.max_rows
 
     def __len__(self) -> int:
         return len(self.store)
 
     def hashes(self, ids: Sequence[RowId]) -> dict[RowId, str]:
-        """Return the content hash of each of these rows that is there."""
         return self.store.hashes(ids)
 
     def write(self, rows: Sequence[Row], vectors: Vectors, *, are_new: bool) -> None:
@@ -60,15 +56,12 @@ class HybridStore:
         self.store.write(rows, vectors, are_new=are_new)
 
     def ids_beyond(self, source: str, position: int) -> list[RowId]:
-        """Return the ids of a source's rows at `position` and after it, last first."""
         return self.store.ids_beyond(source, position)
 
     def rows(self) -> Iterator[tuple[Row, Vectors]]:
-        """Yield every row with its vector."""
         return self.store.rows()
 
     def sources(self) -> Iterator[tuple[RowId, str]]:
-        """Yield each row's id and source."""
         return self.store.sources()
 
     def delete(self, ids: Sequence[RowId]) -> None:
@@ -78,19 +71,15 @@ class HybridStore:
         self.store.delete(ids)
 
     def is_passing(self, error: BaseException) -> bool:
-        """Whether the same call may succeed later."""
         return self.store.is_passing(error)
 
     def nearest(self, vector: Vectors, *, limit: int, where: Where | None = None) -> list[Hit]:
-        """Return the rows nearest to a vector (dimensions,), best first."""
         return self.store.nearest(vector, limit=limit, where=where)
 
     def fetch(self, ids: Sequence[str], *, where: Where | None = None) -> list[Hit]:
-        """Return these rows in the order given, without those that are not there."""
         return self.store.fetch(ids, where=where)
 
     def close(self) -> None:
-        """Close both."""
         self.keywords.close()
         self.store.close()
 
@@ -98,8 +87,3 @@ class HybridStore:
         # With its title: there a statute's number may stand, and a section's subject.
         texts = ["\n".join(filter(None, (row.facts.get("title"), row.text))) for row in rows]
         self.keywords.write([str(row.id) for row in rows], texts)
-
-    def _catch_up(self) -> None:
-        rows = (row for row, _ in self.store.rows())
-        while page := list(islice(rows, PAGE)):
-            self._write_words(page)

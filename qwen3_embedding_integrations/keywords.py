@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from .core.streaming import divide
 from .database import MEMORY, Database
 from .errors import ConfigError, InputError, StoreError
 from .references import Reference, agreement, ends_with_law
@@ -81,13 +82,6 @@ class KeywordIndex:
         _check(ids)
         with self._connection(is_writer=True) as connection:
             _delete(connection, ids)
-
-    def is_current(self, ids: Sequence[str], texts: Sequence[str]) -> list[bool]:
-        """Return for each id whether it is there with just this text."""
-        _check(ids, texts)
-        with self._connection() as connection:
-            stored = _digests(connection, ids)
-        return [stored.get(id_) == _digest(text) for id_, text in zip(ids, texts, strict=True)]
 
     def search(self, query: str, limit: int, *, offset: int = 0) -> list[tuple[str, float]]:
         """Return (id, BM25 score) of up to `limit` texts that share terms with the query.
@@ -200,8 +194,7 @@ def _count(connection: sqlite3.Connection) -> int:
 
 def _digests(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for start in range(0, len(ids), PARAMETERS):
-        some = list(ids[start : start + PARAMETERS])
+    for some in divide(ids, PARAMETERS):
         marks = ", ".join("?" * len(some))
         found |= connection.execute(
             f"SELECT id, digest FROM document WHERE id IN ({marks})", some

@@ -18,17 +18,15 @@ import numpy.typing as npt
 from .contract import EmbeddingContract
 from .core.config import EncoderConfig
 from .documents import Document, Gone, Item, Unreadable
-from .errors import ContractMismatchError, IndexingError, InputError, MissingDependencyError
+from .errors import ContractMismatchError, IndexingError, InputError, needs
 from .indexing import IndexReport
 from .indexing.job import Job, Progress
 from .indexing.journal import Journal
 from .rows import HASH_KEY, Row, Sink, Vectors, row_of
 
-try:
+with needs("pyarrow", extra="files"):
     import pyarrow as pa
     import pyarrow.parquet as pq
-except ImportError as error:
-    raise MissingDependencyError("pyarrow", extra="files", reason=error) from error
 
 ArrowTable = ArrowArray = ArrowSchema = Any  # pyarrow has no types
 Hashes = npt.NDArray[np.bytes_]  # (N,) of 16 bytes, content hashes; b"" for what has no vector

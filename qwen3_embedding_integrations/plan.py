@@ -162,14 +162,10 @@ def make_plan(
     widest = SIZES[size].width if size else 1_000_000
     width = widest if dimensions is None and size else dimensions
     check_range("dimensions", width, MIN_DIMENSIONS, widest)
-    tokens_per_s = rate.of(size, num_tokens)
-    device_hours = num_documents * num_tokens / tokens_per_s / 3600
+    total_tokens, tokens_per_s = num_documents * num_tokens, rate.of(size, num_tokens)
+    device_hours = total_tokens / tokens_per_s / 3600
     if within_hours is not None:
-        if not within_hours > 0:
-            raise ConfigError(f"within_hours is {within_hours}; give a number above 0")
-        num_devices = 1
-        if device_hours > within_hours:
-            num_devices = math.ceil(device_hours / within_hours / EFFICIENCY)
+        num_devices = _least_devices(device_hours, within_hours)
     check_range("num_devices", num_devices, 1, 1_000_000)
     speedup = num_devices * EFFICIENCY if num_devices > 1 else 1
     return Plan(
@@ -177,7 +173,7 @@ def make_plan(
         tokens_per_s,
         num_devices,
         device_hours / speedup,
-        num_documents * num_tokens,
+        total_tokens,
         num_documents * (width or 0) * BYTES_PER_NUMBER[storage],
         num_documents * GRAPH_BYTES,
     )
@@ -196,6 +192,13 @@ def assumptions(num_tokens: float, plans: Sequence[Plan]) -> list[str]:
     if any(plan.num_devices > 1 for plan in plans):
         said.append(f"several devices reach {EFFICIENCY:.0%} of the sum of their rates")
     return said + [f"{plan.rate.device}: {plan.rate.source}" for plan in plans]
+
+
+def _least_devices(device_hours: float, within_hours: float) -> int:
+    if not within_hours > 0:
+        raise ConfigError(f"within_hours is {within_hours}; give a number above 0")
+    is_one = device_hours <= within_hours
+    return 1 if is_one else math.ceil(device_hours / within_hours / EFFICIENCY)
 
 
 def _size_of(model: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from .core.config import EngineConfig
 from .errors import ConfigError
+from .options import Options, say, takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,23 +54,15 @@ def quantize_model(
     return QuantizedModel(folder=out, num_bytes=num_bytes, kept=kept)
 
 
+@takes("revision", lora="A LoRA adapter to fold in first.")
 def quantize(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or 'tiny'.")],
     out: Annotated[Path, typer.Argument(help="The new folder.")],
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
-    ] = None,
-    lora: Annotated[str | None, typer.Option(help="A LoRA adapter to fold in first.")] = None,
+    options: Options,
 ) -> None:
     """Write a model with int8 weights, for CPUs: faster than bfloat16, half its memory."""
-    from rich.console import Console
-
-    written = quantize_model(model, out, revision=revision, lora=lora)
-    console = Console()
-    console.print(
-        f"{written.folder}: {written.num_bytes / 1e6:,.0f} MB; "
-        f"use it as a model: --model {written.folder}",
-        highlight=False,
-    )
+    written = quantize_model(model, out, **options)
+    folder, megabytes = written.folder, written.num_bytes / 1e6
+    say(f"{folder}: {megabytes:,.0f} MB; use it as a model: --model {folder}")
     for name, error in written.kept.items():
-        console.print(f"kept in bfloat16: {name} (int8 would move its layer by {error:.1%})")
+        say(f"kept in bfloat16: {name} (int8 would move its layer by {error:.1%})")

@@ -15,7 +15,7 @@ from typing import Any
 from .contract import EmbeddingContract, Encoder
 from .core.config import EncoderConfig, check_range
 from .documents import find_files, read_documents
-from .errors import ConfigError, InputError, MissingDependencyError, Qwen3EmbeddingError
+from .errors import ConfigError, InputError, Qwen3EmbeddingError, needs
 from .indexing import Failure, IndexReport
 from .indexing.job import MAX_FAILURES, PLACE, Job, Progress, encode_by
 from .indexing.journal import Journal
@@ -35,13 +35,11 @@ from .rows import Row, row_of
 from .sharing import shared_encoder
 from .stores import OpenStore, is_url, open_store
 
-try:
+with needs("ray", extra="ray"):
     import pyarrow as pa
     import ray
     import ray.data
     import ray.exceptions
-except ImportError as error:
-    raise MissingDependencyError("ray", extra="ray", reason=error) from error
 
 BATCH_ROWS = 2048  # of a call: four windows, so that encoding and writing overlap
 READ_ROWS = 1024

@@ -11,6 +11,7 @@ import numpy as np
 
 from .contract import Encoder, Vectors
 from .core.config import check_choice, check_range
+from .core.streaming import divide
 from .errors import ConfigError, InputError
 from .fusion import fuse_ranks, fuse_scores
 from .keywords import KeywordIndex
@@ -186,7 +187,7 @@ class Qwen3Retriever:
             num_asked *= 4  # a filter that few texts pass: fewer, larger looks
 
     def _fetch(self, ids: list[str], where: Where | None) -> list[Hit]:
-        parts = (ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE))
+        parts = divide(ids, IDS_AT_ONCE)
         return [hit for part in parts for hit in self.store.fetch(part, where=where)]
 
     def _fused(self, dense: list[Hit], matches: list[Hit]) -> list[Hit]:

@@ -48,9 +48,7 @@ _before_fork: list[_Registry] = []
 def shared_encoder(config: str | None = None) -> Qwen3Encoder: ...
 @overload
 def shared_encoder(config: EncoderConfig) -> Qwen3Encoder | RemoteEncoder: ...
-def shared_encoder(
-    config: EncoderConfig | str | None = None,
-) -> Qwen3Encoder | RemoteEncoder:
+def shared_encoder(config: EncoderConfig | str | None = None) -> Qwen3Encoder | RemoteEncoder:
     """Return this process's encoder for `config`, loaded on the first call.
 
     Encoders that differ only in dimensions, instruction, max_length, on_too_long or on_empty share

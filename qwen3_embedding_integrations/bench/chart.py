@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingDependencyError
+from ..errors import needs
 from .options import OURS
 
-try:
+with needs("matplotlib", extra="bench"):
     from matplotlib import rc_context
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-except ImportError as error:
-    raise MissingDependencyError("matplotlib", extra="bench", reason=error) from error
 
 OUR_COLOUR, PEER_COLOUR, TEXT_COLOUR = "#1f6feb", "#b1bac4", "#24292f"
 ROW_INCHES = 0.32

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
+from ..options import err, out, say
 
 if TYPE_CHECKING:
     from .options import BenchOptions
@@ -62,20 +63,18 @@ def bench(
 
 def _run(options: BenchOptions) -> None:
     """Print what was measured; exit with 1 where an engine of ours failed."""
-    from rich.console import Console
     from rich.text import Text
 
     from .options import OURS
     from .run import NAME, run_bench
     from .tables import make_tables
 
-    console = Console()
     command = shlex.join(["qwen3-embedding", *sys.argv[1:]])
-    with Console(stderr=True).status("") as status:
+    with err.status("") as status:
         result = run_bench(options, command, lambda step: status.update(Text(step)))
     for table in make_tables(result):
-        console.print(table)
-    console.print(f"{options.out / NAME}.json, .svg, .png", markup=False)
+        out.print(table)
+    say(f"{options.out / NAME}.json, .svg, .png")
     if any("failed" in one for one in result["engines"] if one["engine"] == OURS):
         raise typer.Exit(1)
 

@@ -32,18 +32,12 @@ TORCH = ("torch==2.13.0", "transformers==5.23.0", "tokenizers==0.23.3", "numpy==
 PAD_ID = 0
 # GGUF's fields, and the keys of config.json that fill them.
 GGUF_FIELDS = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "head_count": "num_attention_heads",
-    "head_count_kv": "num_key_value_heads",
-    "key_length": "head_dim",
-    "value_length": "head_dim",
-    "layer_norm_rms_eps": "rms_norm_eps",
-    "vocab_size": "vocab_size",
-    "rope_freq_base": "rope_theta",
-}
+    "block_count": "num_hidden_layers", "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
+    "head_count": "num_attention_heads", "head_count_kv": "num_key_value_heads",
+    "key_length": "head_dim", "value_length": "head_dim", "layer_norm_rms_eps": "rms_norm_eps",
+    "vocab_size": "vocab_size", "rope_freq_base": "rope_theta",
+}  # fmt: skip
 
 
 class Peer(NamedTuple):
@@ -184,9 +178,7 @@ def load_openvino(model: Path, made: Path, mode: str, room: Room) -> Embed:
 
 
 def convert_to_gguf(model: Path, folder: Path, form: str) -> None:
-    """Write model.gguf of a bfloat16 checkpoint: matrices in the form, norms as float32, no
-    tokenizer.
-    """
+    """Write model.gguf of a bfloat16 checkpoint: matrices in the form, norms float32, no words."""
     gguf, config = product("gguf"), read_config(model)
     writer = gguf.GGUFWriter(folder / "model.gguf", "qwen3", use_temp_file=True)
     for field, key in GGUF_FIELDS.items():

@@ -9,11 +9,9 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-import numpy.typing as npt
+from ..contract import Vectors
 
 T = TypeVar("T")
-Vectors = npt.NDArray[np.float32]
 Rows = Mapping[bytes, Vectors]
 
 # How long anyone else waits for a call that runs on an event loop: the waiter may be what blocks

@@ -5,17 +5,15 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ..core.config import check_range, check_type
+from ..core.streaming import divide
 from ..database import Database
-from ..errors import ConfigError, MissingDependencyError
-
-T = TypeVar("T")
+from ..errors import ConfigError, needs
 
 # What CPython keeps beside an entry's bytes: two bytes objects' heads, a key of 32 bytes, and its
 # place in an OrderedDict (measured with tracemalloc, 3.11, and rounded up).
@@ -140,7 +138,7 @@ class DiskStore:
         """Return the entries that are here."""
         found: dict[bytes, bytes] = {}
         with self._open().connection() as connection:
-            for some in _in_parts(keys):
+            for some in divide(keys, MAX_AT_ONCE):
                 marks = ",".join("?" * len(some))
                 question = f"SELECT key, entry FROM entries WHERE key IN ({marks})"
                 found.update(connection.execute(question, some).fetchall())
@@ -149,7 +147,7 @@ class DiskStore:
     def put(self, entries: Mapping[bytes, bytes]) -> None:
         """Write the entries, then delete the oldest ones until the file's used pages fit."""
         database = self._open()
-        for some in _in_parts(entries.items()):
+        for some in divide(entries.items(), MAX_AT_ONCE):
             with database.transaction() as connection:
                 # Not an update: an entry written again is the newest.
                 connection.executemany(
@@ -191,12 +189,10 @@ class RedisStore:
         timeout_s: float = 0.25,
         prefix: str = "qwen3-embedding:",
     ) -> None:
-        try:
+        with needs("redis", extra="redis"):
             from redis import Redis
             from redis.backoff import NoBackoff
             from redis.retry import Retry
-        except ImportError as error:
-            raise MissingDependencyError("redis", extra="redis", reason=error) from error
         check_type("url", url, str)
         check_range("ttl_s", ttl_s, 1, 100 * 365 * DAY_S)
         check_type("prefix", prefix, str)
@@ -224,14 +220,14 @@ class RedisStore:
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the entries that are there."""
         found: dict[bytes, bytes] = {}
-        for some in _in_parts(keys):
+        for some in divide(keys, MAX_AT_ONCE):
             answers: Any = self._client.mget([self._prefix + key for key in some])
             found.update((k, e) for k, e in zip(some, answers, strict=True) if e is not None)
         return found
 
     def put(self, entries: Mapping[bytes, bytes]) -> None:
         """Write the entries; each is forgotten by the server `ttl_s` seconds from now."""
-        for some in _in_parts(entries.items()):
+        for some in divide(entries.items(), MAX_AT_ONCE):
             with self._client.pipeline(transaction=False) as pipeline:
                 for key, entry in some:
                     pipeline.set(self._prefix + key, entry, ex=self._ttl_s)
@@ -246,12 +242,6 @@ class RedisStore:
 
     def __repr__(self) -> str:
         return f"RedisStore(ttl_s={self._ttl_s})"
-
-
-def _in_parts(items: Iterable[T]) -> Iterator[list[T]]:
-    rest = iter(items)
-    while part := list(islice(rest, MAX_AT_ONCE)):
-        yield part
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:

@@ -1,8 +1,8 @@
 """The Chroma door: Qwen3EmbeddingFunction, open_collection, and ChromaStore for indexing."""
 
-from ..errors import MissingDependencyError
+from ..errors import needs
 
-try:
+with needs("chromadb", extra="chroma"):
     from .client import connect, set_timeout
     from .collection import (
         CONTRACT_KEY,
@@ -15,8 +15,6 @@ try:
     )
     from .function import NAME, Qwen3EmbeddingFunction
     from .store import ChromaStore
-except ImportError as error:
-    raise MissingDependencyError("chromadb", extra="chroma", reason=error) from error
 
 __all__ = [
     "CONTRACT_KEY",

@@ -14,14 +14,14 @@ from chromadb.errors import InternalError, RateLimitError
 
 from ..contract import EmbeddingContract
 from ..errors import StoreError
-from ..rows import HASH_KEY, Hit, Row, RowId, Vectors, last_first
+from ..rows import HASH_KEY, Hit, Row, RowId, Store, Vectors, last_first
 from .client import answered, end_waits
 from .collection import stored_contract
 
 PAGE = 1000  # rows of one read
 
 
-class ChromaStore:
+class ChromaStore(Store):
     """A collection that `index_documents` fills and a retriever searches.
 
     A server that does not answer within its client's timeout (see `set_timeout`) is a StoreError.
@@ -48,7 +48,6 @@ class ChromaStore:
 
     @property
     def name(self) -> str:
-        """What it is, for messages."""
         return f"Chroma collection {self.collection.name!r}"
 
     @property
@@ -58,13 +57,11 @@ class ChromaStore:
 
     @property
     def contract(self) -> EmbeddingContract | None:
-        """How its vectors were made."""
         return stored_contract(self.collection)
 
     @property
     @answered()
     def max_rows(self) -> int:
-        """How many rows one write may hold."""
         return self._client.get_max_batch_size()
 
     @answered()
@@ -72,7 +69,6 @@ class ChromaStore:
         return self.collection.count()
 
     def hashes(self, ids: Sequence[RowId]) -> dict[RowId, str]:
-        """Return the content hash of each of these rows that is there."""
         found = self._get(ids=_texts(ids), include=["metadatas"])
         rows = zip(found["ids"], found["metadatas"] or [], strict=True)
         return {row_id: str((facts or {}).get(HASH_KEY, "")) for row_id, facts in rows}
@@ -88,14 +84,12 @@ class ChromaStore:
         )
 
     def ids_beyond(self, source: str, position: int) -> list[RowId]:
-        """Return the ids of a source's rows at `position` and after it, last first."""
         where: Any = {"$and": [{"source": source}, {"position": {"$gte": position}}]}
         found = self._get(where=where, include=["metadatas"])
         facts = found["metadatas"] or []
         return last_first((f["position"], i) for i, f in zip(found["ids"], facts, strict=True))
 
     def rows(self) -> Iterator[tuple[Row, Vectors]]:
-        """Yield every row with its vector."""
         for start in range(0, len(self), PAGE):
             page = self._get(
                 limit=PAGE, offset=start, include=["documents", "metadatas", "embeddings"]
@@ -106,7 +100,6 @@ class ChromaStore:
                 yield Row(row_id, text or "", dict(facts or {})), vector
 
     def sources(self) -> Iterator[tuple[RowId, str]]:
-        """Yield each row's id and source."""
         for start in range(0, len(self), PAGE):
             page = self._get(limit=PAGE, offset=start, include=["metadatas"])
             for row_id, facts in zip(page["ids"], page["metadatas"] or [], strict=True):
@@ -115,7 +108,6 @@ class ChromaStore:
 
     @answered()
     def delete(self, ids: Sequence[RowId]) -> None:
-        """Delete rows."""
         self.collection.delete(ids=_texts(ids))
 
     @answered()
@@ -144,7 +136,6 @@ class ChromaStore:
         return [hits[one] for one in ids if one in hits]
 
     def is_passing(self, error: BaseException) -> bool:
-        """Whether the same call may succeed later."""
         if isinstance(error, httpx.TransportError | RateLimitError | StoreError):
             return True
         if isinstance(error, InternalError):  # a server's; a folder's own is its disk's

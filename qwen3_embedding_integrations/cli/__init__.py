@@ -14,6 +14,7 @@ from ..doctor.command import doctor
 from ..errors import Qwen3EmbeddingError
 from ..export.command import export
 from ..merge import merge
+from ..options import err, say
 from ..quantize import quantize
 from ..server.command import serve
 from .compare import compare
@@ -22,7 +23,6 @@ from .evaluate import evaluate
 from .finetune import finetune
 from .index import index
 from .mteb import mteb
-from .options import err
 from .plan import plan
 from .reindex import reindex
 from .rerank import rerank
@@ -59,5 +59,5 @@ def main() -> None:
         app()
     except Qwen3EmbeddingError as error:
         err.print(f"[red]error[/] {type(error).__name__}: ", end="")
-        err.print(str(error), markup=False, highlight=False)
+        say(str(error), to=err)
         sys.exit(2)

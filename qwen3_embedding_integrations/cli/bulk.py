@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from ..options import Place
 
 if TYPE_CHECKING:
     from ..indexing import IndexReport
@@ -30,7 +31,7 @@ ActorsOption = Annotated[int | None, typer.Option(help="Ray's encoders; as many 
 
 def index_by_ray(
     paths: Sequence[Path],
-    place: tuple[str, str, str],  # store, location, collection
+    place: Place,
     options: dict[str, Any],
     reading: dict[str, Any],
     *,
@@ -54,10 +55,7 @@ def index_by_ray(
 
 
 def load_vectors(
-    paths: Sequence[Path],
-    place: tuple[str, str, str],
-    given: Sequence[str],
-    keywords: Path | None,
+    paths: Sequence[Path], place: Place, given: Sequence[str], keywords: Path | None
 ) -> IndexReport | None:
     """Load a folder of Parquet with vectors; None where the paths are anything else.
 

@@ -11,19 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.config import DEFAULT_RERANKER, EncoderConfig
-from .options import (
-    ApiKeyOption,
-    BaseUrlOption,
-    DeviceOption,
-    DtypeOption,
+from ..options import (
     JsonOption,
-    LoraOption,
-    ModelOption,
-    RevisionOption,
+    Options,
     check_place,
     given,
     out,
     print_json,
+    say,
+    takes,
 )
 
 AXES = (
@@ -31,9 +27,10 @@ AXES = (
 )  # fmt: skip
 
 
+@takes("model", "lora", "device", "dtype", "revision", "base_url", "api_key_env", "on_empty")
 def compare(
     data: Annotated[Path, typer.Argument(help="A folder in BEIR's layout, or queries (.jsonl).")],
-    model: ModelOption = None,
+    options: Options,
     instruction: Annotated[
         list[str] | None, typer.Option(help="Again for each; default: web search, en and zh.")
     ] = None,
@@ -48,13 +45,6 @@ def compare(
     ] = None,
     rerank_depth: Annotated[str | None, typer.Option(help="Candidates: 0,20,50.")] = None,
     reranker: Annotated[str, typer.Option(help="Hub id or folder.")] = DEFAULT_RERANKER,
-    lora: LoraOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    revision: RevisionOption = None,
-    base_url: BaseUrlOption = None,
-    api_key_env: ApiKeyOption = None,
-    on_empty: Annotated[str | None, typer.Option(help="Empty texts: error or embed.")] = None,
     split: Annotated[str | None, typer.Option(help="Of the queries; default: test.")] = None,
     metric: Annotated[str, typer.Option(help="What counts.")] = "ndcg@10",
     chart: Annotated[Path, typer.Option(help="Writes .svg and .png.")] = Path("compare"),
@@ -69,8 +59,6 @@ def compare(
     from ..sharing import shared_reranker
 
     check_place(chart_files(chart)[0])
-    names = ("model", "lora", "device", "dtype", "revision", "base_url", "api_key_env", "on_empty")
-    options = given(locals(), *names)
     values = given(locals(), *AXES)
     grid = {name: [_value(word.strip()) for word in values[name].split(",")] for name in values}
     grid |= {"instruction": instruction} if instruction else {}
@@ -89,7 +77,7 @@ def compare(
         table.add_row(*map(_cell, row.values()))
     out.print(table)
     texts = "".join(f"{name}: {text}\n" for name, text in found.instructions.items())
-    out.print(f"{texts}\n{found.snippet()}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{texts}\n{found.snippet()}")
 
 
 def _value(word: str) -> str | float | None:

@@ -10,45 +10,36 @@ from rich.text import Text
 
 from ..core.config import EncoderConfig
 from ..errors import ConfigError
-from .options import (
+from ..options import (
     DEFAULT_COLLECTION,
-    DEFAULT_LOCATION,
     CollectionOption,
-    DimensionsOption,
-    DtypeOption,
-    InstructionOption,
     JsonOption,
-    LocationOption,
-    LoraOption,
-    ModelOption,
-    RevisionOption,
+    Options,
+    Place,
     StoreName,
     StoreOption,
-    given,
     out,
     print_json,
+    takes,
 )
 
 if TYPE_CHECKING:
     from ..contract import EmbeddingContract
 
+FACTS = ("model", "dimensions", "instruction", "dtype", "revision", "lora")
+
 contract_app = typer.Typer(help="Show or compare the facts that made vectors.")
 
 
 @contract_app.command("show")
+@takes(*FACTS)
 def show_contract(
+    options: Options,
     store: StoreOption = StoreName.chroma,
     location: Annotated[str | None, typer.Option(help="A collection's folder or URL.")] = None,
     collection: CollectionOption = DEFAULT_COLLECTION,
-    model: ModelOption = None,
-    dimensions: DimensionsOption = None,
-    instruction: InstructionOption = None,
-    dtype: DtypeOption = None,
-    revision: RevisionOption = None,
-    lora: LoraOption = None,
 ) -> None:
     """Print the contract of a model under these options or, with --location, of a collection."""
-    options = given(locals(), "model", "dimensions", "instruction", "dtype", "revision", "lora")
     if location is None:
         print_json(_contract_of(options).to_dict())
     elif options:
@@ -60,23 +51,12 @@ def show_contract(
 
 
 @contract_app.command("diff")
-def diff_contract(
-    location: LocationOption = DEFAULT_LOCATION,
-    store: StoreOption = StoreName.chroma,
-    collection: CollectionOption = DEFAULT_COLLECTION,
-    model: ModelOption = None,
-    dimensions: DimensionsOption = None,
-    instruction: InstructionOption = None,
-    dtype: DtypeOption = None,
-    revision: RevisionOption = None,
-    lora: LoraOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@takes(*FACTS)
+def diff_contract(place: Place, options: Options, as_json: JsonOption = False) -> None:
     """Compare a collection's contract with a model's; exit with 1 if their vectors differ."""
     from ..stores import read_contract
 
-    options = given(locals(), "model", "dimensions", "instruction", "dtype", "revision", "lora")
-    stored = read_contract(str(store), location, collection)
+    stored = read_contract(*place)
     differences = _contract_of(options).difference(stored)
     if as_json:
         print_json([one._asdict() for one in differences])

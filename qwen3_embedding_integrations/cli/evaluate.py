@@ -11,52 +11,19 @@ from rich.text import Text
 
 from ..core.config import EncoderConfig
 from ..errors import InputError
-from .options import (
-    INDEX_OPTIONS,
-    ApiKeyOption,
-    BaseUrlOption,
-    DeviceOption,
-    DimensionsOption,
-    DtypeOption,
-    InstructionOption,
-    JsonOption,
-    LoraOption,
-    MaxLengthOption,
-    ModelOption,
-    QuantizationOption,
-    RevisionOption,
-    TooLongOption,
-    check_place,
-    err,
-    given,
-    out,
-    print_json,
-)
+from ..options import INDEX, JsonOption, Options, check_place, err, out, print_json, takes
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation, PairedTest
 
 
+@takes(*INDEX, "max_length", "on_too_long", "on_empty")
 def evaluate(
     data: Annotated[
         list[Path],
         typer.Argument(help="Pairs (.tsv, .csv, .jsonl), BEIR folders, or queries (.jsonl)."),
     ],
-    model: ModelOption = None,
-    dimensions: DimensionsOption = None,
-    instruction: InstructionOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = None,
-    revision: RevisionOption = None,
-    lora: LoraOption = None,
-    max_length: MaxLengthOption = None,
-    on_too_long: TooLongOption = None,
-    on_empty: Annotated[
-        str | None, typer.Option(help="Empty queries and documents: error or embed.")
-    ] = None,
-    base_url: BaseUrlOption = None,
-    api_key_env: ApiKeyOption = None,
+    options: Options,
     split: Annotated[str | None, typer.Option(help="Of retrieval sets; default: test.")] = None,
     scale: Annotated[float | None, typer.Option(help="The highest label of pairs.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
@@ -77,10 +44,8 @@ def evaluate(
 
     if per_query:
         check_place(per_query)
-    options = given(locals(), *INDEX_OPTIONS, "max_length", "on_too_long", "on_empty")
-    sets = [
-        read_dataset(path, scale=scale, split=split, on_empty=on_empty or "error") for path in data
-    ]
+    on_empty = options.get("on_empty", "error")
+    sets = [read_dataset(path, scale=scale, split=split, on_empty=on_empty) for path in data]
     if len({one.name for one in sets}) < len(sets):
         raise InputError(f"two sets have one name: {', '.join(one.name for one in sets)}")
     before = read_results(baseline) if baseline else {}
@@ -88,12 +53,10 @@ def evaluate(
         raise InputError(f"{baseline} holds no results of {', '.join(missing)}, only {[*before]}")
     with err.status("loading the model"):
         encoder = shared_encoder(EncoderConfig.from_options(**options))
-    found: list[Evaluation] = []
-    tests: dict[str, dict[str, PairedTest]] = {}
-    for one in sets:
-        found.append(evaluate(encoder, one, instruction=instruction, seed=seed))
-        if baseline:
-            tests[one.name] = compare_paired(found[-1].results, before[one.name], seed=seed)
+    how: Options = {"instruction": options.get("instruction"), "seed": seed}
+    found = [evaluate(encoder, one, **how) for one in sets]
+    pairs = [(one, before[one.dataset]) for one in found if baseline]
+    tests = {one.dataset: compare_paired(one.results, was, seed=seed) for one, was in pairs}
     if per_query:
         write_results(per_query, found)
     if as_json:

@@ -10,18 +10,19 @@ import typer
 
 from ..core.config import check_options
 from ..errors import ConfigError
-from .options import JsonOption, ModelOption, err, print_json
-from .options import out as console
+from ..options import JsonOption, Options, err, given, print_json, say, takes
+from ..options import out as console
 
 if TYPE_CHECKING:
     from ..finetuning import FinetuneReport
 
 
+@takes("model")
 def finetune(
     train: Annotated[str, typer.Option(help="Pairs, a retrieval .jsonl, or a BEIR FOLDER#SPLIT.")],
     out: Annotated[str, typer.Option(help="The adapter's new folder.")],
     task: Annotated[str, typer.Option(help="pairs or retrieval.")],
-    model: ModelOption = None,
+    options: Options,
     dev: Annotated[str | None, typer.Option(help="Decides when to stop; or a share of it.")] = None,
     test: Annotated[str | None, typer.Option(help="Measured before and after.")] = None,
     settings: Annotated[
@@ -37,9 +38,8 @@ def finetune(
     from ..finetuning import FinetuneConfig
     from ..finetuning import finetune as run
 
-    given = {"train": train, "out": out, "task": task, "model": model, "dev": dev, "test": test}
-    options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
-    options |= dict(map(_parse, settings or []))
+    own = {"train": train, "out": out, "task": task, "dev": dev, "test": test}
+    options |= given(own, *own) | dict(map(_parse, settings or []))
     check_options(options, [one.name for one in fields(FinetuneConfig)])
     with Progress(console=err, transient=True) as bar:
         row = bar.add_task("training", total=None)
@@ -78,10 +78,8 @@ def _print(report: FinetuneReport) -> None:
             ]
             table.add_row(name, metric, *cells)
     console.print(report.trainable, table, highlight=False)
-    console.print(
+    say(
         f"{report.folder}: step {report.best_step} of {report.steps}, the best by "
         f"{report.decided_by} of dev; {len(report.dropped):,} training rows left out; "
-        f"{report.seconds:,.0f} s",
-        markup=False,
-        highlight=False,
+        f"{report.seconds:,.0f} s"
     )

@@ -15,6 +15,18 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..errors import ConfigError, InputError
+from ..options import (
+    INDEX,
+    JsonOption,
+    KeywordsOption,
+    Options,
+    Place,
+    err,
+    given,
+    print_json,
+    say,
+    takes,
+)
 from .bulk import (
     ActorsOption,
     AddressOption,
@@ -24,31 +36,6 @@ from .bulk import (
     TargetOption,
     index_by_ray,
     load_vectors,
-)
-from .options import (
-    DEFAULT_COLLECTION,
-    DEFAULT_LOCATION,
-    INDEX_OPTIONS,
-    ApiKeyOption,
-    BaseUrlOption,
-    CollectionOption,
-    DeviceOption,
-    DimensionsOption,
-    DtypeOption,
-    InstructionOption,
-    JsonOption,
-    KeywordsOption,
-    LocationOption,
-    LoraOption,
-    ModelOption,
-    QuantizationOption,
-    RevisionOption,
-    StoreName,
-    StoreOption,
-    err,
-    given,
-    out,
-    print_json,
 )
 
 if TYPE_CHECKING:
@@ -60,21 +47,11 @@ LOCAL = ("journal", "prune", "watch")
 STOPPED = 143  # what a shell shows of a process that SIGTERM ended
 
 
+@takes(*INDEX)
 def index(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders.")],
-    store: StoreOption = StoreName.chroma,
-    location: LocationOption = DEFAULT_LOCATION,
-    collection: CollectionOption = DEFAULT_COLLECTION,
-    model: ModelOption = None,
-    dimensions: DimensionsOption = None,
-    instruction: InstructionOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = None,
-    revision: RevisionOption = None,
-    lora: LoraOption = None,
-    base_url: BaseUrlOption = None,
-    api_key_env: ApiKeyOption = None,
+    place: Place,
+    options: Options,
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens of one piece of a file; 512.")
     ] = None,
@@ -100,13 +77,8 @@ def index(
     Files that did not change are skipped, changed ones replace their rows. Killed or stopped, the
     next run goes on where this one was. A folder made by --to parquet is loaded as it is.
     """
-    from ..documents import find_files
-    from ..indexing import ReadOptions
-    from ..stores import is_url, keywords_path, open_store
-
-    options = given(locals(), *INDEX_OPTIONS)
-    place = (str(store), location, collection)
-    where = location if to == Target.parquet else f"{store!s} {collection!r} at {location}"
+    store, location, collection = place
+    where = location if to == Target.parquet else f"{store} {collection!r} at {location}"
     local = given({"journal": journal, "prune": prune or None, "watch": watch or None}, *LOCAL)
     reading = given(locals(), *READING)
     if engine == Engine.ray:
@@ -119,20 +91,40 @@ def index(
     made_otherwise = [*options, *local, *reading]
     if (loaded := load_vectors(paths, place, made_otherwise, keywords)) is not None:
         return _finish(loaded, where, as_json=as_json)
+    return _index_here(paths, place, where, options, reading, local, keywords, as_json=as_json)
+
+
+def _index_here(
+    paths: list[Path],
+    place: Place,
+    where: str,
+    options: Options,
+    reading: Options,
+    local: Options,
+    keywords: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Index by this process, and follow the files if `local` says so."""
+    from ..documents import find_files
+    from ..indexing import ReadOptions
+    from ..stores import is_url, keywords_path, open_store
+
+    store, location, collection = place
     num_files = len(find_files(paths))
-    if not num_files and not watch:
+    if not num_files and "watch" not in local:
         raise InputError(f"nothing to index in {', '.join(map(str, paths))}")
-    if journal is None and not is_url(location):
-        journal = Path(location) / f"{collection}.{store!s}.journal"
+    beside = None if is_url(location) else Path(location) / f"{collection}.{store}.journal"
+    journal = local.get("journal", beside)
     with err.status("loading the model"):
         target = open_store(*place, options, create=True)
         if (words := keywords_path(location, collection, keywords)) is not None:
             target = target.with_keywords(words)
     read = ReadOptions(target.encoder.count_tokens, **reading)
     with closing(target.store), _stopped_by_sigterm():
-        report = _index_once(target, paths, num_files, read, journal, prune=prune)
+        report = _index_once(target, paths, num_files, read, journal, prune="prune" in local)
         _print_report(report, where, len(target.store), as_json=as_json)
-        if watch:
+        if "watch" in local:
             _follow(target, paths, read, journal, where, as_json=as_json)
     if report.failed:
         raise typer.Exit(1)
@@ -183,7 +175,7 @@ def _follow(
 ) -> None:
     from ..indexing import watch_folders
 
-    err.print(f"watching {', '.join(map(str, paths))}; stop with Ctrl-C", markup=False)
+    say(f"watching {', '.join(map(str, paths))}; stop with Ctrl-C", to=err)
     try:
         for report in watch_folders(
             paths, target.encoder, target.store, Event(), options=read, journal=journal
@@ -199,18 +191,14 @@ def _print_report(report: IndexReport, where: str, num_rows: int | None, *, as_j
         print_json({**asdict(report), "rows": num_rows})
         return
     rows = "" if num_rows is None else f"{num_rows} rows "
-    out.print(
+    say(
         f"{report.added} pieces added, {report.changed} changed, {report.unchanged} unchanged, "
-        f"{report.removed} removed, {report.failed} failed; {rows}in {where}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"{report.removed} removed, {report.failed} failed; {rows}in {where}"
     )
     for name, reason in report.failures:
         err.print("[red]failed[/] ", end="")
         # What is said of a file names it already.
-        described = reason if reason.startswith(name) else f"{name}: {reason}"
-        err.print(described, markup=False, highlight=False)
+        say(reason if reason.startswith(name) else f"{name}: {reason}", to=err)
 
 
 @contextmanager

@@ -9,54 +9,30 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.config import EncoderConfig
-from .options import (
-    DeviceOption,
-    DimensionsOption,
-    DtypeOption,
-    JsonOption,
-    LoraOption,
-    MaxLengthOption,
-    ModelOption,
-    QuantizationOption,
-    RevisionOption,
-    err,
-    given,
-    out,
-    print_json,
-)
+from ..options import MACHINE, JsonOption, Options, err, out, print_json, takes
 
 if TYPE_CHECKING:
     from ..mteb import BenchmarkScores
 
 
+@takes("model", "dimensions", "max_length", *MACHINE, "revision", "lora")
 def mteb(
     benchmark: Annotated[
         str, typer.Argument(help="C-MTEB, 'MTEB(eng, v2)', 'MTEB(Multilingual, v2)', …")
     ],
+    options: Options,
     tasks: Annotated[
         list[str] | None, typer.Option("--task", help="Only this one; may be given again.")
     ] = None,
     output: Annotated[
         Path, typer.Option(help="Where results are kept; what stands there is not run again.")
     ] = Path("mteb-results"),
-    model: ModelOption = None,
-    dimensions: DimensionsOption = None,
-    max_length: MaxLengthOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = None,
-    revision: RevisionOption = None,
-    lora: LoraOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a public benchmark of mteb, and set the scores beside the published ones.
 
     May be killed and run again: it goes on. Exits with 1 if a task failed.
     """
-    options = given(
-        locals(), "model", "dimensions", "max_length", "device", "dtype", "quantization",
-        "revision", "lora",
-    )  # fmt: skip
     from ..mteb import run_benchmark
     from ..sharing import shared_encoder
 

@@ -13,28 +13,18 @@ from rich.table import Table
 
 from ..core.config import EncoderConfig
 from ..errors import ConfigError
-from .options import (
-    DeviceOption,
-    DimensionsOption,
-    DtypeOption,
-    JsonOption,
-    LoraOption,
-    ModelOption,
-    QuantizationOption,
-    given,
-    out,
-    print_json,
-)
+from ..options import MACHINE, JsonOption, Options, out, print_json, say, takes
 
 if TYPE_CHECKING:
     from ..plan import Plan, Rate
 
 
+@takes("dimensions", "model", "lora", *MACHINE)
 def plan(
     documents: Annotated[float, typer.Option(help="How many: 1e9, say.")],
+    options: Options,
     tokens: Annotated[float | None, typer.Option(help="Of a document, on average.")] = None,
     size: Annotated[str, typer.Option(help="0.6B, 4B or 8B.")] = "0.6B",
-    dimensions: DimensionsOption = None,
     storage: Annotated[str, typer.Option(help="float32, float16, int8 or binary.")] = "float32",
     devices: Annotated[
         int | None, typer.Option(help="Cards, or machines where the rate is a CPU's; 1.")
@@ -49,47 +39,42 @@ def plan(
         list[Path] | None,
         typer.Option(help="A file or folder like the corpus: measured here, with --model."),
     ] = None,
-    model: ModelOption = None,
-    lora: LoraOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what embedding a corpus takes: hours, devices and bytes, with what that rests on."""
-    from ..plan import assumptions, known_rates, make_plan, read_rates
+    from ..plan import assumptions, make_plan
 
-    options = given(locals(), "model", "lora", "device", "dtype", "quantization")
-    facts: dict[str, Any] = {"size": size, "dimensions": dimensions, "num_tokens": tokens}
     if devices is not None and within_hours is not None:
         raise ConfigError("--devices and --within-hours: give one, the other is what comes out")
+    dimensions = options.get("dimensions")
+    facts: dict[str, Any] = {"size": size, "dimensions": dimensions, "num_tokens": tokens}
     if sample:
         if tokens is not None or rates is not None:
             raise ConfigError("--sample measures length and rate: leave --tokens and --rates out")
-        rate, facts = _measure(sample, options | given({"dimensions": dimensions}, "dimensions"))
+        rate, facts = _measure(sample, options)
         found = [rate]
-    elif options:
-        raise ConfigError(f"{', '.join(options)}: only --sample loads a model; give --size instead")
-    elif tokens is None:
-        raise ConfigError("give --tokens, the mean length of a document, or --sample")
     else:
-        found = known_rates() if rates is None else read_rates(rates)
+        found = _known(options, tokens, rates)
+    facts |= {"num_documents": documents, "storage": storage, "within_hours": within_hours}
     plans = [
-        make_plan(
-            rate,
-            num_documents=documents,
-            storage=storage,
-            num_devices=1 if devices is None else devices,
-            within_hours=within_hours,
-            **facts,
-        )
-        for rate in found
+        make_plan(one, num_devices=1 if devices is None else devices, **facts) for one in found
     ]
     said = assumptions(facts["num_tokens"], plans)
     if as_json:
         print_json({"plans": [asdict(one) for one in plans], "assumptions": said})
     else:
         _print(plans, said)
+
+
+def _known(options: Options, tokens: float | None, rates: Path | None) -> list[Rate]:
+    """Return rates that were measured before; ConfigError for options without meaning then."""
+    from ..plan import known_rates, read_rates
+
+    if loaded := [name for name in options if name != "dimensions"]:
+        raise ConfigError(f"{', '.join(loaded)}: only --sample loads a model; give --size instead")
+    if tokens is None:
+        raise ConfigError("give --tokens, the mean length of a document, or --sample")
+    return known_rates() if rates is None else read_rates(rates)
 
 
 def _print(plans: list[Plan], said: list[str]) -> None:
@@ -104,9 +89,9 @@ def _print(plans: list[Plan], said: list[str]) -> None:
             decimal(int(one.graph_bytes)),
         )
     out.print(table)
-    out.print(f"{plans[0].total_tokens:,.0f} tokens. This rests on:", highlight=False)
+    say(f"{plans[0].total_tokens:,.0f} tokens. This rests on:")
     for line in said:
-        out.print(f"- {line}", markup=False, highlight=False)
+        say(f"- {line}")
 
 
 def _measure(sample: list[Path], options: dict[str, Any]) -> tuple[Rate, dict[str, Any]]:

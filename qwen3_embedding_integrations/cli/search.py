@@ -14,52 +14,28 @@ from rich.text import Text
 
 from ..core.config import EncoderConfig
 from ..errors import ConfigError
-from .options import (
-    DEFAULT_COLLECTION,
-    DEFAULT_LOCATION,
-    INDEX_OPTIONS,
-    ApiKeyOption,
-    BaseUrlOption,
-    CollectionOption,
-    DeviceOption,
-    DimensionsOption,
-    DtypeOption,
-    InstructionOption,
+from ..options import (
+    INDEX,
     JsonOption,
     KeywordsOption,
-    LocationOption,
-    LoraOption,
-    MaxLengthOption,
-    ModelOption,
-    QuantizationOption,
-    RevisionOption,
+    Options,
+    Place,
     Role,
-    StoreName,
-    StoreOption,
-    TooLongOption,
     check_place,
     err,
-    given,
     out,
     print_json,
+    say,
+    takes,
 )
 
 
+@takes(*(name for name in INDEX if name != "dimensions"))
 def search(
     text: Annotated[str, typer.Argument(help="The question.")],
-    store: StoreOption = StoreName.chroma,
-    location: LocationOption = DEFAULT_LOCATION,
-    collection: CollectionOption = DEFAULT_COLLECTION,
+    place: Place,
+    options: Options,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 5,
-    model: ModelOption = None,
-    instruction: InstructionOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = None,
-    revision: RevisionOption = None,
-    lora: LoraOption = None,
-    base_url: BaseUrlOption = None,
-    api_key_env: ApiKeyOption = None,
     keywords: KeywordsOption = None,
     dense_only: Annotated[bool, typer.Option(help="By vectors alone, without keywords.")] = False,
     rerank: Annotated[
@@ -76,10 +52,9 @@ def search(
     from ..sharing import shared_reranker
     from ..stores import keywords_path, open_store
 
-    options = given(locals(), *(name for name in INDEX_OPTIONS if name != "dimensions"))
     with err.status("loading the model"):
-        source = open_store(str(store), location, collection, options, create=False)
-        words = keywords_path(location, collection, keywords)
+        source = open_store(*place, options, create=False)
+        words = keywords_path(*place[1:], keywords)
         if words is not None and words.is_file() and not dense_only:
             source = source.with_keywords(words)
         reranker = shared_reranker(rerank) if rerank else None
@@ -101,21 +76,11 @@ def search(
     out.print(table)
 
 
+@takes(*INDEX, "max_length", "on_too_long")
 def encode(
     output: Annotated[Path, typer.Option(help="vectors.npy or vectors.jsonl.")],
+    options: Options,
     role: Annotated[Role, typer.Option(help="Queries carry the instruction.")] = Role.document,
-    model: ModelOption = None,
-    dimensions: DimensionsOption = None,
-    instruction: InstructionOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = None,
-    revision: RevisionOption = None,
-    lora: LoraOption = None,
-    base_url: BaseUrlOption = None,
-    api_key_env: ApiKeyOption = None,
-    max_length: MaxLengthOption = None,
-    on_too_long: TooLongOption = None,
 ) -> None:
     """Encode the lines of standard input, one text each, to a .npy array or JSON lines."""
     import numpy as np
@@ -125,7 +90,6 @@ def encode(
     if output.suffix not in {".npy", ".jsonl"}:
         raise ConfigError(f"--output is {output}; end it in .npy or .jsonl")
     check_place(output)
-    options = given(locals(), *INDEX_OPTIONS, "max_length", "on_too_long")
     texts = [line.rstrip("\n") for line in sys.stdin]  # splitlines() would split at U+2028 too
     with shared_encoder(EncoderConfig.from_options(**options)) as encoder:
         encode_lines = encoder.encode_queries if role is Role.query else encoder.encode_documents
@@ -137,7 +101,7 @@ def encode(
             for line, vector in zip(texts, vectors.tolist(), strict=True):
                 row = {"text": line, "vector": vector}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    out.print(f"{len(vectors)} x {vectors.shape[1]} float32 in {output}", markup=False)
+    say(f"{len(vectors)} x {vectors.shape[1]} float32 in {output}")
 
 
 def demo() -> None:

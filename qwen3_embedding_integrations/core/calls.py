@@ -16,8 +16,7 @@ import numpy.typing as npt
 
 from ..errors import EngineClosedError, QueueFullError
 from .packing import PackedBatch
-
-Vectors = npt.NDArray[np.float32]
+from .streaming import Vectors
 
 MAX_OVERTAKING_FORWARDS = 8  # after so many forwards of single calls, a waiting bulk share runs
 MAX_SKIPPED_SHARES = 64  # how far back the queue is searched for what still fits
@@ -111,9 +110,7 @@ class Waiting:
             most = self._max_queue_tokens
             if most is not None and 0 < self.num_tokens > most - num_tokens:
                 raise QueueFullError(
-                    num_tokens=num_tokens,
-                    num_waiting_tokens=self.num_tokens,
-                    max_queue_tokens=most,
+                    num_tokens=num_tokens, num_waiting_tokens=self.num_tokens, max_queue_tokens=most
                 )
             self._open_calls.add(call)
             self._count(call, num_tokens)

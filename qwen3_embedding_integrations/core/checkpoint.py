@@ -18,11 +18,17 @@ ARCHITECTURES = {"Qwen3Model", "Qwen3ForCausalLM"}
 FILE_PATTERNS = ["*.json", "*.safetensors", "1_Pooling/config.json"]
 # What besides the files' bytes changes a vector. Kept in indexes: never change the list.
 IDENTIFYING = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "rms_norm_eps", "rope_theta")
-# One name for the layouts of sentence-transformers' modules.json, from 2.x to 6.x.
-POOLED_MODULES = {"Transformer", "Pooling", "Normalize"}
-SCORED_MODULES = {"Transformer", "LogitScore"}
 Task = Literal["embedding", "reranking"]
 MODEL_KINDS: dict[Task, str] = {"embedding": "embedding model", "reranking": "reranker"}
+# What sentence-transformers' modules.json may hold, by the names that its layouts from 2.x to 6.x
+# share, and what alone is done for a task.
+MODULES: dict[Task, tuple[set[str], str]] = {
+    "embedding": (
+        {"Transformer", "Pooling", "Normalize"},
+        "last-token pooling and normalisation are",
+    ),
+    "reranking": ({"Transformer", "LogitScore"}, 'the probability of "yes" is'),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,29 +171,23 @@ def _check_modules(folder: Path, task: Task) -> None:
     if (folder / "modules.json").is_file():
         modules = cast(list[dict[str, Any]], read_json(folder / "modules.json", list))
         kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
-    if task == "reranking":
-        if "Pooling" in kinds:
-            raise ModelLoadError(
-                f"{folder}: modules.json pools: this is an embedding model, not a reranker; load "
-                "it with Qwen3Encoder"
-            )
-        if strange := [kind for kind in kinds if kind not in SCORED_MODULES]:
-            raise ModelLoadError(
-                f"{folder}: modules.json has {', '.join(strange)} after the model; only the "
-                'probability of "yes" is supported'
-            )
-        return
-    if "LogitScore" in kinds:
+    if task == "reranking" and "Pooling" in kinds:
+        raise ModelLoadError(
+            f"{folder}: modules.json pools: this is an embedding model, not a reranker; load it "
+            "with Qwen3Encoder"
+        )
+    if task == "embedding" and "LogitScore" in kinds:
         raise ModelLoadError(
             f"{folder}: modules.json scores: this is a reranker, not an embedding model; load it "
             "with Qwen3Reranker"
         )
-    if strange := [kind for kind in kinds if kind not in POOLED_MODULES]:
+    allowed, supported = MODULES[task]
+    if strange := [kind for kind in kinds if kind not in allowed]:
         raise ModelLoadError(
-            f"{folder}: modules.json has {', '.join(strange)} after the model; only "
-            "last-token pooling and normalisation are supported"
+            f"{folder}: modules.json has {', '.join(strange)} after the model; only {supported} "
+            "supported"
         )
-    if (folder / "1_Pooling" / "config.json").is_file():
+    if task == "embedding" and (folder / "1_Pooling" / "config.json").is_file():
         pooling = read_json(folder / "1_Pooling" / "config.json")
         mode = pooling.get("pooling_mode", "lasttoken" if _pools_last(pooling) else "another token")
         if mode != "lasttoken":

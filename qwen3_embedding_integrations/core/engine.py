@@ -21,12 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import (
-    DeviceOutOfMemoryError,
-    EngineClosedError,
-    EngineError,
-    Qwen3EmbeddingError,
-)
+from ..errors import DeviceOutOfMemoryError, EngineClosedError, EngineError, Qwen3EmbeddingError
 from .batching import Group, pack_groups
 from .calls import Call, EngineCounts, Share, Vectors, Waiting
 from .memory import is_out_of_memory, return_freed

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import ConfigError, MissingDependencyError, ModelLoadError, NonFiniteOutputError
 from .checkpoint import locate_model, read_architecture
@@ -20,6 +19,7 @@ from .config import EncoderConfig, EngineConfig
 from .engine import Engine, Runner
 from .loaded import LoadedModel
 from .packing import PackedBatch
+from .streaming import Vectors
 from .tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ STEP = "activation_step"  # the constant of an int8 graph by which activations a
 GRAPHS = {"onnx": "model.onnx", "openvino": "model.xml"}
 FREE_OPTIONS = {"model", "max_batch_tokens", "max_queue_tokens", "local_files_only"}
 MAX_BATCH_TOKENS = 2048
-Vectors = npt.NDArray[np.float32]
 Run = Callable[[dict[str, Any]], Vectors]  # input_ids (B, S) and lengths (B,) int64 to (B, H)
 Resolve = Callable[[EngineConfig], EngineConfig]
 Load = Callable[[EngineConfig], LoadedModel[Tokenizer]]

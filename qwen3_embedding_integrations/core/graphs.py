@@ -52,10 +52,7 @@ class Graphs:
     """Runs batches that fit a bucket by its graph, captured at the first of them."""
 
     def __init__(
-        self,
-        model: Qwen3Model,
-        head: Callable[[torch.Tensor], torch.Tensor],
-        capture: Capture,
+        self, model: Qwen3Model, head: Callable[[torch.Tensor], torch.Tensor], capture: Capture
     ) -> None:
         self.num_captured = 0
         self._model = model

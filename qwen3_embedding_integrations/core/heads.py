@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -15,9 +14,7 @@ from .devices import on_device
 from .graphs import Capture, Graphs
 from .model import Qwen3Model
 from .packing import PackedBatch
-
-Vectors = npt.NDArray[np.float32]
-
+from .streaming import Vectors
 
 Read = Callable[[torch.Tensor], torch.Tensor]  # last hidden states (B, H) to results (B, R)
 

@@ -19,16 +19,8 @@ from .packing import PackedBatch
 Int64Array = npt.NDArray[np.int64]
 Part = TypeVar("Part")
 
-TOKEN_BUCKETS = (
-    16,
-    32,
-    64,
-    128,
-    256,
-    512,
-    1024,
-    2048,
-)  # above, launching costs less than computing
+# Above the largest, launching costs less than computing.
+TOKEN_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 LENGTH_LEVELS = (128, 512, 2048)  # how long a bucket's longest text may be
 # Room for prefixes; each has memory of its own, the largest as many tokens as a prefix is kept of.
 PREFIX_ROOMS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -126,10 +118,7 @@ def _empty(shape: Shape) -> Layout:
 
 
 def _fill(
-    parts: Parts[Int64Array],
-    batch: PackedBatch,
-    starts: npt.NDArray[np.integer],
-    prefix_rows: int,
+    parts: Parts[Int64Array], batch: PackedBatch, starts: npt.NDArray[np.integer], prefix_rows: int
 ) -> None:
     """Write a batch whose texts, and those that pad it, begin at `starts` (B + 1,).
 

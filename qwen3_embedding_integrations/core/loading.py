@@ -8,19 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from ..errors import ConfigError, ModelLoadError
 from .attention import CAPTURABLE, FLASH_CAPABILITY, Attention, choose_attention
-from .checkpoint import (
-    Architecture,
-    Task,
-    locate_model,
-    read_architecture,
-    read_quantization,
-)
+from .checkpoint import Architecture, Task, locate_model, read_architecture, read_quantization
 from .config import DEFAULT_MODEL, TINY, EngineConfig
 from .dense import choose_dense
 from .devices import cpu_multiplies_bfloat16, free_bytes, on_device, one_each, together
@@ -50,6 +44,16 @@ QUANTIZED_ON = {"int8": "cpu", "fp8": "cuda"}
 T = TypeVar("T", Tokenizer, PairTokenizer)
 
 
+class _Source(NamedTuple):
+    """What a model is made of, on whichever device."""
+
+    folder: Path
+    architecture: Architecture
+    tokenizer: Tokenizer | PairTokenizer
+    adapter: Adapter
+    is_int8: bool  # as it was written by `quantize`
+
+
 def load_model(config: EngineConfig) -> LoadedModel[Tokenizer]:
     """Return the embedding model, ready to run. Raises ModelLoadError or ConfigError."""
     # On a thread that ends: an operation leaves its thread with a team of OpenMP threads. With more
@@ -69,14 +73,14 @@ def _load_model(
 ) -> LoadedModel[T]:
     folder = locate_model(config)
     architecture = read_architecture(folder, task)
-    is_stored_int8 = read_quantization(folder) is not None
-    if is_stored_int8 and config.quantization == "fp8":
+    is_int8 = read_quantization(folder) is not None
+    if is_int8 and config.quantization == "fp8":
         raise ConfigError(
             f'quantization="fp8": the weights in {folder} are int8 already; give the model that '
             "they were made of"
         )
     adapter = load_adapter(config, folder, architecture)
-    config = resolve(replace(config, quantization="int8") if is_stored_int8 else config)
+    config = resolve(replace(config, quantization="int8") if is_int8 else config)
     stamps = stamps_of(folder)
     tokenizer = make_tokenizer(folder)
     if tokenizer.num_ids > architecture.vocab_size:
@@ -84,10 +88,8 @@ def _load_model(
             f"{folder}: tokenizer.json knows {tokenizer.num_ids} tokens, the model "
             f"{architecture.vocab_size}: they belong to different models"
         )
-    made = [
-        _make_runner(one, folder, architecture, tokenizer, adapter, is_stored_int8=is_stored_int8)
-        for one in one_each(config)
-    ]
+    source = _Source(folder, architecture, tokenizer, adapter, is_int8)
+    made = [_make_runner(one, source) for one in one_each(config)]
     heads = [head for _, head, _ in made]
     engine = Engine(
         [runner for runner, _, _ in made] + _runners_beside(made[0][0]),
@@ -102,25 +104,15 @@ def _load_model(
     return LoadedModel(config, folder, architecture, tokenizer, engine, computed, *about)
 
 
-def _make_runner(
-    config: EngineConfig,
-    folder: Path,
-    architecture: Architecture,
-    tokenizer: Tokenizer | PairTokenizer,
-    adapter: Adapter,
-    *,
-    is_stored_int8: bool,
-) -> tuple[Runner, Head, Room | None]:
+def _make_runner(config: EngineConfig, source: _Source) -> tuple[Runner, Head, Room | None]:
     """Return the config's one device, its model's head, and what it has room for, if known."""
-    device = torch.device(config.device)
+    device, architecture = torch.device(config.device), source.architecture
     with on_device(device):
         free = free_bytes(device)
         if free is not None:
             itemsize = 1 if config.quantization else _torch_dtype(config.dtype).itemsize
             check_weights(architecture, itemsize, device=config.device, free_bytes=free)
-        model, attention = _make_model(
-            config, folder, architecture, tokenizer, adapter, is_stored_int8=is_stored_int8
-        )
+        model, attention = _make_model(config, source)
         free = free_bytes(device)
     budget, room = int(config.max_batch_tokens), None
     if free is not None:
@@ -135,7 +127,7 @@ def _make_runner(
         )
     is_cuda = device.type == "cuda"
     can_capture = is_cuda and attention in CAPTURABLE
-    head = _make_head(model, folder, tokenizer, CudaCapture(device) if can_capture else None)
+    head = _make_head(model, source, CudaCapture(device) if can_capture else None)
     runner = Runner(
         head,
         config.device,
@@ -154,53 +146,39 @@ def _runners_beside(runner: Runner) -> list[Runner]:
     return [beside] if runner.name == "cpu" else []
 
 
-def _make_head(
-    model: Qwen3Model,
-    folder: Path,
-    tokenizer: Tokenizer | PairTokenizer,
-    capture: Capture | None,
-) -> Head:
-    if isinstance(tokenizer, Tokenizer):
+def _make_head(model: Qwen3Model, source: _Source, capture: Capture | None) -> Head:
+    if isinstance(source.tokenizer, Tokenizer):
         return embedding_head(model, capture)
-    answers = read_output_rows(folder, model.architecture, tokenizer.answer_ids)
+    answers = read_output_rows(source.folder, model.architecture, source.tokenizer.answer_ids)
     return reranking_head(model, answers, capture)
 
 
-def _make_model(
-    config: EngineConfig,
-    folder: Path,
-    architecture: Architecture,
-    tokenizer: Tokenizer | PairTokenizer,
-    adapter: Adapter,
-    *,
-    is_stored_int8: bool,
-) -> tuple[Qwen3Model, Attention]:
+def _make_model(config: EngineConfig, source: _Source) -> tuple[Qwen3Model, Attention]:
     """Return the model on the config's one device, and its attention."""
     device, dtype = torch.device(config.device), _torch_dtype(config.dtype)
-    attention, reason = choose_attention(
-        config.attention, device, dtype, has_fast_bfloat16=_has_fast_bfloat16(device)
-    )
+    architecture, is_fast = source.architecture, _has_fast_bfloat16(device)
+    attention, reason = choose_attention(config.attention, device, dtype, has_fast_bfloat16=is_fast)
     dense, kernels_reason = choose_dense(
         architecture,
         device,
         dtype,
-        has_fast_bfloat16=_has_fast_bfloat16(device),
+        has_fast_bfloat16=is_fast,
         is_int8=config.quantization == "int8",
     )
     quantizer = None
-    if config.quantization and not is_stored_int8:
-        quantizer = Quantizer(architecture, tokenizer, config.quantization, device)
+    if config.quantization and not source.is_int8:
+        quantizer = Quantizer(architecture, source.tokenizer, config.quantization, device)
 
     def pack(embedding: torch.Tensor, layers: Iterable[Layer]) -> Iterable[Any]:
         return dense.pack(layers if quantizer is None else quantizer.quantize(embedding, layers))
 
     weights = load_weights(
-        folder,
+        source.folder,
         architecture,
         device=device,
         dtype=torch.float32 if quantizer else dtype,
         pack=pack,
-        fold=adapter.fold,
+        fold=source.adapter.fold,
     )
     model = Qwen3Model(
         weights,
@@ -317,8 +295,4 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def _torch_dtype(name: str) -> torch.dtype:
-    return {
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }[name]
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

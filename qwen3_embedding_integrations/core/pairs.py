@@ -160,7 +160,7 @@ def prepare_pairs(
             raise InputError(
                 f"query {queries[index]!r:.80} takes {num_frame} tokens with the instruction and "
                 f"the frame, max_length is {rules.max_length}: no room is left for a document; "
-                "shorten the query or raise max_length",
+                "shorten the query or raise max_length"
             )
     sequences = tokenizer.encode_documents(documents)
     num_frames = np.array(frames, np.int64)[query_of].tolist()

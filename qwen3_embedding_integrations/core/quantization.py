@@ -17,7 +17,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,14 +30,7 @@ from safetensors.torch import save_file
 from ..errors import ConfigError
 from . import kernels
 from .attention import Segments, sdpa_attention
-from .checkpoint import (
-    QUANT_METHOD,
-    Architecture,
-    Task,
-    content_hash,
-    read_architecture,
-    read_json,
-)
+from .checkpoint import QUANT_METHOD, Architecture, Task, content_hash, read_architecture, read_json
 from .config import EngineConfig, Quantization
 from .linear import QuantizedWeight, Weight, quantize_weight, quantize_weight_fp8, to_e4m3
 from .lora import CONFIG, load_adapter
@@ -157,8 +150,8 @@ class Quantizer:
 
 
 @contextmanager
-def new_folder(out: Path, *, like: Path) -> Generator[Path]:
-    """Yield a folder with the files of `like` but its weights; it becomes `out` at the end.
+def new_folder(out: Path, *, like: Path, files: Sequence[str] = SIDE_FILES) -> Generator[Path]:
+    """Yield a folder with these files of `like`, not its weights; it becomes `out` at the end.
 
     After an error nothing is left of it. Raises ConfigError when `out` exists.
     """
@@ -168,7 +161,7 @@ def new_folder(out: Path, *, like: Path) -> Generator[Path]:
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         partial = Path(temporary) / out.name  # a folder under its own name is whole
         partial.mkdir()
-        for path in {path for pattern in SIDE_FILES for path in like.glob(pattern)}:
+        for path in {path for pattern in files for path in like.glob(pattern)}:
             if path.name not in OTHER_FILES:
                 (copy := partial / path.relative_to(like)).parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy)

@@ -1,9 +1,10 @@
-"""An iterable in windows, two of them under way while the caller uses a third."""
+"""An iterable in parts, and in windows: two under way while the caller uses a third."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -13,9 +14,17 @@ from .config import check_range
 
 Vectors = npt.NDArray[np.float32]
 J = TypeVar("J")
+T = TypeVar("T")
 
 WINDOW = 512  # texts of one window of a stream
 MAX_WINDOW_CHARS = 1_000_000
+
+
+def divide(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of so many, the last one perhaps shorter."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 def stream_windows(

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from ..errors import InputError, ModelLoadError
 from .packing import Int32Array
 from .prompts import END_TOKEN
+from .streaming import divide
 
 # What may follow a prompt: each kind of character that a split pattern treats in its own way.
 PROBES = (
@@ -157,8 +158,8 @@ def _last_border(borders: list[npt.NDArray[np.intp]], after: int, last: int) -> 
 def encode_texts(tokenizer: FastTokenizer, texts: Sequence[str]) -> list[Int32Array]:
     """Return each text's token ids, (L,) int32, with what the tokenizer itself appends."""
     ids: list[Int32Array] = []
-    for start in range(0, len(texts), SLICE):
-        encodings = tokenizer.encode_batch_fast(list(texts[start : start + SLICE]))
+    for part in divide(texts, SLICE):
+        encodings = tokenizer.encode_batch_fast(part)
         ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
     return ids
 

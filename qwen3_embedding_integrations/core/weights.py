@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
 SCALE = ".scale"  # what an int8 projection's scales are called, after its name
 EMBEDDING = "embed_tokens.weight"
-OUTPUT = (
-    "lm_head.weight"  # a causal language model's output layer; read_output_rows reads what counts
-)
-UNUSED = {OUTPUT}
+# A causal language model's output layer; read_output_rows reads what counts.
+OUTPUT = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +69,18 @@ def load_weights(
     return reader.read(pack or (lambda embedding, layers: layers))
 
 
+@dataclass(eq=False)
 class _Reader:
-    def __init__(
-        self,
-        tensors: dict[str, Callable[[], torch.Tensor]],
-        folder: Path,
-        architecture: Architecture,
-        device: torch.device,
-        dtype: torch.dtype,
-        fold: Callable[[str, torch.Tensor], torch.Tensor],
-    ) -> None:
-        self.tensors = tensors
-        self.folder = folder
-        self.architecture = architecture
-        self.device = device
-        self.dtype = dtype
-        self.fold = fold
-        self.is_quantized = read_quantization(folder) is not None
-        self.unread = set(tensors) - UNUSED
+    tensors: dict[str, Callable[[], torch.Tensor]]
+    folder: Path
+    architecture: Architecture
+    device: torch.device
+    dtype: torch.dtype
+    fold: Callable[[str, torch.Tensor], torch.Tensor]
+
+    def __post_init__(self) -> None:
+        self.is_quantized = read_quantization(self.folder) is not None
+        self.unread = set(self.tensors) - {OUTPUT}
 
     def read(self, pack: Callable[[torch.Tensor, Iterable[Layer]], Iterable[Any]]) -> Weights:
         a = self.architecture

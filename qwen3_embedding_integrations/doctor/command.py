@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from dataclasses import replace
 from io import StringIO
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from ..options import MACHINE, JsonOption, Options, err, out, print_json, takes
 from .report import REMEDIES, Diagnosis
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 CORE = "qwen3_embedding_integrations.core"  # says what is chosen and why, at INFO
-ENCODER_OPTIONS = ("dimensions", "dtype", "device", "quantization", "revision", "lora")
 COLORS = {"right": "green", "wrong": "red", "note": "yellow", "skipped": "dim"}
 COMPARED = {
     "weights": "the weights at hand; every fault has a name",
@@ -27,7 +26,9 @@ COMPARED = {
 }
 
 
+@takes("dimensions", *MACHINE, "revision", "lora")
 def doctor(
+    options: Options,
     model: Annotated[
         str | None,
         typer.Option(help="Hub id, folder or 'tiny'; with --base-url, the server's name for it."),
@@ -44,30 +45,19 @@ def doctor(
     max_tokens: Annotated[
         int | None, typer.Option(help="Length of the long texts; default 2300.")
     ] = None,
-    dimensions: Annotated[int | None, typer.Option(help="Width of the vectors.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="int8, on a CPU.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a hub model.")] = None,
-    lora: Annotated[str | None, typer.Option(help="A LoRA adapter's folder or hub id.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check that a backend makes Qwen3-Embedding's vectors, and name what is wrong with it.
 
     Exits with 0 if it is right, 1 if it is wrong, 2 if it could not be asked.
     """
-    given = {name: value for name, value in locals().items() if value is not None}
-    options = {name: given[name] for name in ENCODER_OPTIONS if name in given}
-
-    from rich.console import Console
-
     from .diagnosis import MAX_TOKENS, diagnose
 
     how: dict[str, Any] = {
         "reference": None if reference == "none" else reference,
         "max_tokens": MAX_TOKENS if max_tokens is None else max_tokens,
     }
-    with Console(stderr=True).status("asking"):
+    with err.status("asking"):
         if base_url is None:
             if api_key_env is not None:
                 raise ConfigError("--api-key-env goes with --base-url; a local model has no key")
@@ -77,9 +67,9 @@ def doctor(
         else:
             diagnosis = diagnose(base_url, model=model, api_key_env=api_key_env, **how)
     if as_json:
-        sys.stdout.write(json.dumps(diagnosis.to_dict(), ensure_ascii=False, indent=2) + "\n")
+        print_json(diagnosis.to_dict())
     else:
-        print_diagnosis(diagnosis, Console())
+        print_diagnosis(diagnosis, out)
     raise typer.Exit(0 if diagnosis.is_right else 1)
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingDependencyError
+from ..errors import needs
 from .compare import Comparison, Trial
 
-try:
+with needs("matplotlib", extra="evaluate"):
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
-except ImportError as error:
-    raise MissingDependencyError("matplotlib", extra="evaluate", reason=error) from error
 
 PANELS = {
     "bytes_per_document": "bytes of a document's vectors",

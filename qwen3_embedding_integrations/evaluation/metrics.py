@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError, MissingDependencyError
+from ..errors import InputError, needs
 from .data import PairSet, RetrievalSet
 
 Numbers = npt.NDArray[np.float64]
@@ -64,10 +64,8 @@ def measure_ranking(dataset: RetrievalSet, ranking: Ranking) -> Results:
     The order of a ranking counts, not its scores; a document's first place; a query without
     documents has 0.
     """
-    try:
+    with needs("pytrec_eval", extra="evaluate"):
         import pytrec_eval
-    except ImportError as error:
-        raise MissingDependencyError("pytrec_eval", extra="evaluate") from error
     ids = tuple(dataset.queries)
     # trec_eval sorts by score and ties by id: falling scores keep the order. It wants a document.
     run: dict[str, dict[str, float]] = {}

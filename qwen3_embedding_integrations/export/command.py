@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +17,7 @@ from ..core.exported import GRAPHS, NOTE
 from ..demo import load_texts
 from ..encoder import Qwen3Encoder
 from ..errors import ConfigError
+from ..options import Options, say, takes
 
 Format = StrEnum("Format", ["onnx", "openvino"])
 Precision = StrEnum("Precision", ["fp32", "fp16", "int8", "int4"])
@@ -57,13 +56,12 @@ def export_model(
     not computed in float32. Raises ConfigError when `out` exists, ModelLoadError when `model`
     cannot be read, MissingDependencyError without the extra (`onnx`, `openvino`).
     """
-    from .graph import write_graph, write_openvino
+    from ..core.quantization import new_folder
+    from .graph import WRITERS
 
     check_choice("format", format, tuple(Format))
     check_choice("precision", precision, tuple(Precision))
     out = Path(out).expanduser()
-    if out.exists():
-        raise ConfigError(f"{out} exists already; give the name of a new folder")
     config = EncoderConfig(
         model=model, revision=revision, local_files_only=local_files_only,
         dtype="float32", device="cpu", backend="torch",
@@ -71,16 +69,9 @@ def export_model(
     folder = locate_model(config)
     if read_quantization(folder) is not None:
         raise ConfigError(f"{model} has int8 weights already; give the model they were made of")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
-        partial = Path(temporary) / out.name  # a folder under its own name is whole
-        partial.mkdir()
-        write = write_graph if format == "onnx" else write_openvino
-        kept = write(folder, partial / GRAPHS[format], precision)
-        num_bytes = sum(path.stat().st_size for path in partial.iterdir())
-        for name in SIDE_FILES:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, partial / name)
+    with new_folder(out, like=folder, files=SIDE_FILES) as partial:
+        kept = WRITERS[format](folder, partial / GRAPHS[format], precision)
+        num_bytes = sum(path.stat().st_size for path in partial.glob("model.*"))
         with Qwen3Encoder(config) as core:
             contract = replace(
                 core.contract,
@@ -92,7 +83,6 @@ def export_model(
             with Qwen3Encoder(str(partial)) as exported:
                 made = ExportedModel(out, num_bytes, kept, *_measure(core, exported))
         _write(partial / NOTE, note | made._asdict() | {"folder": out.name})
-        partial.rename(out)
     return made
 
 
@@ -112,25 +102,21 @@ def _write(path: Path, note: dict[str, Any]) -> None:
     path.write_text(json.dumps(note, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
+@takes("revision")
 def export(
     model: Annotated[str, typer.Argument(help="Hub id, folder, or 'tiny'.")],
     out: Annotated[Path, typer.Argument(help="The new folder.")],
+    options: Options,
     format: Annotated[Format, typer.Option(help="The runtime it is for.")] = Format.onnx,
     precision: Annotated[Precision, typer.Option(help="Of the weights.")] = Precision.fp32,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
-    ] = None,
 ) -> None:
     """Write a model as an ONNX or OpenVINO graph, which runs without torch; say how exact it is."""
-    from rich.console import Console
-
-    options: dict[str, Any] = {"format": str(format), "precision": str(precision)}
-    made = export_model(model, out, revision=revision, **options)
-    console = Console(highlight=False)
-    console.print(f"{made.folder}: {made.num_bytes / 1e6:,.0f} MB; use it: --model {made.folder}")
+    options |= {"format": str(format), "precision": str(precision)}
+    made = export_model(model, out, **options)
+    say(f"{made.folder}: {made.num_bytes / 1e6:,.0f} MB; use it: --model {made.folder}")
     for name, error in made.kept.items():
-        console.print(f"kept in floats: {name} (int8 would move its layer by {error:.1%})")
-    console.print(
+        say(f"kept in floats: {name} (int8 would move its layer by {error:.1%})")
+    say(
         f"beside the core in float32, {made.num_texts} texts of up to {made.max_tokens} tokens, "
         f"alone and in one call: greatest difference {made.max_difference:.1e}, "
         f"cosine {made.mean_cosine:.6f}, least {made.min_cosine:.6f}"

@@ -20,13 +20,11 @@ from ..core.linear import Weight, quantize_weight
 from ..core.quantization import CPU, Quantizer
 from ..core.tokenizer import Tokenizer
 from ..core.weights import Layer, load_weights
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError, needs
 
-try:
+with needs("onnx", extra="onnx"):
     import onnx
     from onnx import TensorProto, helper
-except ImportError as error:
-    raise MissingDependencyError("onnx", extra="onnx", reason=error) from error
 
 FLOAT, INT64, INT32 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32
 RUNTIME = "com.microsoft"  # ONNX Runtime's own: attention without scores, products of fewer bits
@@ -272,13 +270,14 @@ def write_openvino(folder: Path, path: Path, precision: str) -> dict[str, float]
 
     Returns the projections that int8 and int4 leave in floats, and the errors that decided it.
     """
-    try:
+    with needs("openvino", extra="openvino"):
         import openvino
-    except ImportError as error:
-        raise MissingDependencyError("openvino", extra="openvino", reason=error) from error
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
         kept = write_graph(folder, Path(temporary) / "model.onnx", precision, is_portable=True)
         # Not convert_model, which reports to its maker who has converted what.
         graph = openvino.Core().read_model(Path(temporary) / "model.onnx")
         openvino.save_model(graph, path, compress_to_fp16=False)
     return kept
+
+
+WRITERS = {"onnx": write_graph, "openvino": write_openvino}

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ..core.checkpoint import locate_model, read_architecture, read_quantization, weight_files
 from ..core.config import EngineConfig
 from ..core.prompts import DOCUMENT_TEMPLATE, END_TOKEN, format_queries
+from ..core.streaming import divide
 from ..core.tokenizer import SLICE, Tokenizer
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError, needs
 from ..evaluation import Interval, PairSet, find_intervals
 from .checkpoints import newest_whole, write_whole
 from .config import FinetuneConfig
@@ -127,8 +128,7 @@ def _count_cut(config: FinetuneConfig, tokenizer: Tokenizer, material: Material)
     texts = [
         text for one in (material.train, *material.held.values()) for text in _texts(config, one)
     ]
-    parts = (texts[n : n + SLICE] for n in range(0, len(texts), SLICE))
-    lengths = [len(ids) for part in parts for ids in tokenizer.encode(part)]
+    lengths = [len(ids) for part in divide(texts, SLICE) for ids in tokenizer.encode(part)]
     if num_cut := sum(length > config.length for length in lengths):
         log.warning(
             "%d of %d texts have more than max_length=%d tokens, instructions included, up to %d, "
@@ -150,10 +150,8 @@ def _texts(config: FinetuneConfig, dataset: Dataset) -> list[str]:
 
 def _check_packages() -> None:
     for name in PACKAGES:
-        try:
+        with needs(name, extra="finetune"):
             importlib.import_module(name.replace("-", "_"))
-        except ImportError as error:
-            raise MissingDependencyError(name, extra="finetune", reason=error) from error
 
 
 def _open(out: Path, config: FinetuneConfig, material: Material, *, resume: bool) -> Path:

@@ -140,14 +140,15 @@ def make_trainer(
         disable_tqdm=True,
     )
     vars(arguments)["_n_gpu"] = 1  # of several cards the first: GradCache knows no DataParallel
-    stopping = EarlyStoppingCallback(early_stopping_patience=config.patience)
     trainer = AdapterTrainer(
         model=encoder.model,
         args=arguments,
         train_dataset=rows,
         loss=loss,
         evaluator=DevEvaluator(encoder, dev),
-        callbacks=[stopping, *([Reporter(on_progress)] if on_progress else [])],
+        callbacks=[EarlyStoppingCallback(config.patience)],
     )
+    if on_progress:
+        trainer.add_callback(Reporter(on_progress))
     trainer.remove_callback(PrinterCallback)
     return trainer

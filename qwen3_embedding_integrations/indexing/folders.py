@@ -9,17 +9,8 @@ from threading import Event
 from typing import NamedTuple
 
 from ..contract import Encoder
-from ..documents import (
-    SUFFIXES,
-    Gone,
-    Item,
-    Known,
-    Stamp,
-    Unreadable,
-    find_files,
-    read_documents,
-)
-from ..errors import InputError, MissingDependencyError
+from ..documents import SUFFIXES, Gone, Item, Known, Stamp, Unreadable, find_files, read_documents
+from ..errors import InputError, needs
 from ..rows import Sink
 from .job import IndexReport, Job, Progress, encode_by
 from .journal import Journal
@@ -83,10 +74,8 @@ def watch_folders(
 
     Ends when `stop` is set. What changed before the watch began is found by a pass over all.
     """
-    try:
+    with needs("watchfiles", extra="files"):
         from watchfiles import watch
-    except ImportError as error:
-        raise MissingDependencyError("watchfiles", extra="files", reason=error) from error
     is_first = True
     for changes in watch(
         *paths, stop_event=stop, yield_on_timeout=True, rust_timeout=WATCH_INTERVAL_MS

@@ -7,18 +7,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ..contract import EmbeddingContract, Encoder
 from ..core.config import check_range
+from ..core.streaming import divide
 from ..documents import Document, Gone, Item, Known, Unreadable
 from ..rows import Row, RowId, Sink, document_id, row_of
 from .journal import Journal
 from .pipeline import Batch, Encode, Host, Pipeline
-
-T = TypeVar("T")
 
 MAX_WINDOW_ROWS = 512
 MAX_WINDOW_CHARS = 1_000_000
@@ -128,7 +126,7 @@ class Job:
 
     def run_rows(self, rows: Iterable[Row], encode: Encode) -> None:
         """Encode and write rows that have their ids already."""
-        pages = _pages(rows, self._window_rows())
+        pages = divide(rows, self._window_rows())
         self._run(map(self._due, pages), encode)
 
     def sources(self) -> Iterator[str]:
@@ -141,7 +139,7 @@ class Job:
 
     def delete(self, ids: Iterable[RowId]) -> None:
         """Delete rows."""
-        for page in _pages(ids, DELETE_ROWS):
+        for page in divide(ids, DELETE_ROWS):
             self._record.strike(page)  # first: what dies in between must not be taken for there
             self._host.ask("delete", partial(self._sink.delete, page))
             self.report.removed += len(page)
@@ -230,7 +228,7 @@ class Job:
         """Delete what the sources that the journal saw whole no longer hold."""
         if self._is_empty:
             return
-        for page in _pages(self._record.whole_sources(), MAX_WINDOW_ROWS // MAX_GAP):
+        for page in divide(self._record.whole_sources(), MAX_WINDOW_ROWS // MAX_GAP):
             # Pieces are numbered without gaps, but for one that could not be encoded: where the
             # next few are missing, there are no more.
             next_ids: dict[RowId, tuple[str, int]] = {
@@ -247,7 +245,7 @@ class Job:
 
     def _unseen(self, has_read: Callable[[str], bool]) -> list[RowId]:
         unseen: list[RowId] = []
-        for page in _pages(self._sink.sources(), DELETE_ROWS):
+        for page in divide(self._sink.sources(), DELETE_ROWS):
             here = {source for _, source in page if has_read(source)}
             gone = here - self._record.has_seen([*here])
             unseen += [row_id for row_id, source in page if source in gone]
@@ -280,9 +278,3 @@ def _windows(items: Iterable[Item], max_rows: int) -> Iterator[list[Item]]:
             window, num_chars = [], 0
     if window:
         yield window
-
-
-def _pages(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    remaining = iter(items)
-    while page := list(islice(remaining, size)):
-        yield page

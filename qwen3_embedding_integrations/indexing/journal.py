@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
+from ..core.streaming import divide
 from ..documents import Document, Gone, Item, Known, Stamp, Unreadable
 from ..errors import IndexingError
 from ..rows import Row, RowId
@@ -164,8 +164,7 @@ class Journal:
 
     def _look_up(self, table: str, ids: Sequence[RowId]) -> dict[RowId, str]:
         found: dict[RowId, str] = {}
-        remaining = iter(ids)
-        while page := list(islice(remaining, PAGE)):
+        for page in divide(ids, PAGE):
             marks = ",".join("?" * len(page))
             found |= dict(
                 self._db.execute(f"SELECT id, hash FROM {table} WHERE id IN ({marks})", page)

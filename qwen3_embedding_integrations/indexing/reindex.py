@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..contract import EmbeddingContract, Encoder
+from ..core.streaming import divide
 from ..errors import IndexingError
 from ..rows import HASH_KEY, Row, Store, Vectors, content_hash
 from .job import Failure, Job, Progress, encode_by
@@ -102,8 +103,7 @@ def _ids_not_in(target: Store, source: Store) -> Iterator[int | str]:
     """Yield the ids of the target's rows that the source no longer holds."""
     # Listed before the first is deleted: a page must not move under its reader.
     ids = [row.id for row, _ in target.rows()] if len(target) > len(source) else []
-    for start in range(0, len(ids), PAGE):
-        page = ids[start : start + PAGE]
+    for page in divide(ids, PAGE):
         there = source.hashes(page)
         yield from (one for one in page if one not in there)
 

@@ -50,10 +50,7 @@ class Qwen3Embedding(EngineFields, BaseEmbedding):
     _given: Qwen3Encoder | RemoteEncoder | CachedEncoder | None = PrivateAttr(default=None)
 
     def __init__(
-        self,
-        *,
-        encoder: Qwen3Encoder | RemoteEncoder | CachedEncoder | None = None,
-        **fields: Any,
+        self, *, encoder: Qwen3Encoder | RemoteEncoder | CachedEncoder | None = None, **fields: Any
     ) -> None:
         if encoder is not None:
             fields = fields_of("encoder", encoder.config, fields)

@@ -43,17 +43,7 @@ class Qwen3SearchRetriever(BaseRetriever):
         return _nodes(await self._retriever.asearch(query_bundle.query_str, **self._options))
 
 
-def as_retriever(
-    retriever: Qwen3Retriever,
-    *,
-    similarity_top_k: int = 10,
-    where: dict[str, Any] | None = None,
-    instruction: str | None = None,
-) -> Qwen3SearchRetriever:
-    """Return the retriever as LlamaIndex's BaseRetriever, with these options of `search`."""
-    return Qwen3SearchRetriever(
-        retriever, similarity_top_k=similarity_top_k, where=where, instruction=instruction
-    )
+as_retriever = Qwen3SearchRetriever  # as in the LangChain door
 
 
 def _nodes(hits: Sequence[Hit]) -> list[NodeWithScore]:

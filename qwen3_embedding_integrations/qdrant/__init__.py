@@ -1,8 +1,8 @@
 """The Qdrant door: Qwen3Collection, and QdrantStore for indexing."""
 
-from ..errors import MissingDependencyError
+from ..errors import needs
 
-try:
+with needs("qdrant-client", extra="qdrant"):
     from .client import (
         CONTRACT_KEY,
         connect,
@@ -15,8 +15,6 @@ try:
     from .points import DOCUMENT_KEY
     from .storage import Storage, make_version, stored_storage
     from .store import QdrantStore
-except ImportError as error:
-    raise MissingDependencyError("qdrant-client", extra="qdrant", reason=error) from error
 
 __all__ = [
     "CONTRACT_KEY",

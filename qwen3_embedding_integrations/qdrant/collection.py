@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
@@ -14,6 +15,7 @@ from qdrant_client import QdrantClient, models
 from ..contract import EmbeddingContract, Encoder
 from ..core.config import DEFAULT_MODEL, EncoderConfig, EncoderOptions, check_range
 from ..errors import ConfigError, ContractMismatchError
+from ..handle import Held
 from ..indexing.pipeline import Host
 from ..sharing import shared_encoder
 from .client import connect, current_name, stored_contract
@@ -22,7 +24,7 @@ from .storage import Storage, create
 from .store import QdrantStore
 
 
-class Qwen3Collection:
+class Qwen3Collection(Held):
     """A Qdrant collection of Qwen3 vectors.
 
     `client` is a QdrantClient, a URL ("http://localhost:6333", asked by gRPC where it answers), a
@@ -91,23 +93,11 @@ class Qwen3Collection:
         rows = payloads_of(documents, payloads)
         start = 0
         for vectors in self.encoder.stream_documents(documents):
-            stop = start + len(vectors)
-            self.write(vectors, ids=ids_given[start:stop], payloads=rows[start:stop])
-            start = stop
+            part = slice(start, start + len(vectors))
+            points = {"ids": ids_given[part], "payloads": rows[part]}
+            self._host.ask("upsert", partial(self.store.upload, vectors, **points))
+            start = part.stop
         return ids_given
-
-    def write(
-        self,
-        vectors: npt.NDArray[np.float32],
-        *,
-        ids: Sequence[int | str],
-        payloads: Sequence[dict[str, Any]],
-    ) -> None:
-        """Write points whose vectors, (N, dimensions), are at hand; searchable on return.
-
-        Raises IndexingError as `upsert` does.
-        """
-        self._host.ask("upsert", lambda: self.store.upload(vectors, ids=ids, payloads=payloads))
 
     def query(
         self,
@@ -152,12 +142,6 @@ class Qwen3Collection:
         """Close the client if this object made it."""
         if self._owns_client:
             self.client.close()
-
-    def __enter__(self) -> Qwen3Collection:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _open(self, *, allow_mismatch: bool) -> None:
         contract = self.encoder.contract

@@ -10,14 +10,7 @@ from qdrant_client import QdrantClient, models
 from ..contract import EmbeddingContract
 from ..core.config import EncoderConfig, check_choice
 from ..errors import ConfigError
-from .client import (
-    CONFIG_KEY,
-    CONTRACT_KEY,
-    IDENTITY_KEY,
-    current_name,
-    is_local,
-    stored_contract,
-)
+from .client import CONFIG_KEY, CONTRACT_KEY, IDENTITY_KEY, current_name, is_local, stored_contract
 
 Storage = Literal["float32", "float16", "int8", "binary"]
 

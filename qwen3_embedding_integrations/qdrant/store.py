@@ -13,7 +13,8 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ..contract import EmbeddingContract
-from ..rows import HASH_KEY, Hit, Row, RowId, Vectors, last_first
+from ..core.streaming import divide
+from ..rows import HASH_KEY, Hit, Row, RowId, Store, Vectors, last_first
 from .client import guard_of, is_local, stored_contract, stored_identity
 from .points import DOCUMENT_KEY
 from .storage import EXACT, search_params, stored_storage
@@ -23,7 +24,7 @@ UPLOAD_SIZE = 256  # points of one request: 1 MB at 1,024 dimensions, far below 
 PASSING_GRPC = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL"}
 
 
-class QdrantStore:
+class QdrantStore(Store):
     """A collection as `index_documents` and retrievers see it; `Qwen3Collection.store` is one.
 
     >>> from qwen3_embedding_integrations import index_documents
@@ -34,8 +35,6 @@ class QdrantStore:
     >>> index_documents(documents, collection.encoder, collection.store).added
     1
     """
-
-    max_rows = 10_000  # cut into parts of UPLOAD_SIZE
 
     def __init__(self, client: QdrantClient, collection: str) -> None:
         self._client = client
@@ -51,7 +50,6 @@ class QdrantStore:
 
     @property
     def name(self) -> str:
-        """What it is, for messages."""
         return f"Qdrant collection {self._collection!r}"
 
     @property
@@ -61,15 +59,17 @@ class QdrantStore:
 
     @property
     def contract(self) -> EmbeddingContract | None:
-        """How its vectors were made."""
         return stored_contract(self._client, self._collection)
+
+    @property
+    def max_rows(self) -> int:
+        return 10_000  # cut into parts of UPLOAD_SIZE
 
     def __len__(self) -> int:
         with self._guard:
             return self._client.count(self._collection, exact=True).count
 
     def hashes(self, ids: Sequence[RowId]) -> dict[RowId, str]:
-        """Return the content hash of each of these rows that is there."""
         with self._guard:
             found = self._client.retrieve(self._collection, [*ids], with_payload=[HASH_KEY])
         return {_row_id(one): str((one.payload or {}).get(HASH_KEY, "")) for one in found}
@@ -89,13 +89,11 @@ class QdrantStore:
             models.PointStruct(id=row_id, vector=vector, payload=payload)
             for row_id, vector, payload in zip(ids, vectors.tolist(), payloads, strict=True)
         ]
-        for start in range(0, len(points), UPLOAD_SIZE):
+        for part in divide(points, UPLOAD_SIZE):
             with self._guard:
-                part = points[start : start + UPLOAD_SIZE]
                 self._client.upsert(self._collection, part, wait=True)
 
     def ids_beyond(self, source: str, position: int) -> list[RowId]:
-        """Return the ids of a source's rows at `position` and after it, last first."""
         conditions: list[models.Condition] = [
             models.FieldCondition(key="source", match=models.MatchValue(value=source)),
             models.FieldCondition(key="position", range=models.Range(gte=position)),
@@ -104,20 +102,17 @@ class QdrantStore:
         return last_first(((one.payload or {})["position"], _row_id(one)) for one in found)
 
     def rows(self) -> Iterator[tuple[Row, Vectors]]:
-        """Yield every row with its vector."""
         for point in self._scroll(None, with_payload=True, with_vectors=True):
             facts = dict(point.payload or {})
             text = str(facts.pop(DOCUMENT_KEY, ""))
             yield Row(_row_id(point), text, facts), np.array(point.vector, np.float32)
 
     def sources(self) -> Iterator[tuple[RowId, str]]:
-        """Yield each row's id and source."""
         for point in self._scroll(None, with_payload=["source"]):
             if point.payload and "source" in point.payload:
                 yield _row_id(point), str(point.payload["source"])
 
     def delete(self, ids: Sequence[RowId]) -> None:
-        """Delete rows."""
         with self._guard:
             self._client.delete(self._collection, models.PointIdsList(points=[*ids]), wait=True)
 
@@ -170,7 +165,6 @@ class QdrantStore:
         return [_hit(found[one], 0.0) for one in ids if one in found]
 
     def is_passing(self, error: BaseException) -> bool:
-        """Whether the same call may succeed later."""
         if isinstance(error, ResponseHandlingException | ResourceExhaustedResponse):
             return True
         if isinstance(error, UnexpectedResponse):

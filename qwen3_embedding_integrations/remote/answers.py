@@ -9,11 +9,9 @@ import re
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from ..contract import Vectors
 from ..errors import RemoteError
-
-Vectors = npt.NDArray[np.float32]
 
 MAX_SAID = 500  # characters of a server's own words in a message
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.config import split_urls
-from ..errors import ConfigError, MissingDependencyError, RemoteError
+from ..errors import ConfigError, RemoteError, needs
+from ..handle import Held
 from .answers import NOT_FINITE, TOO_LONG, Answer, parse_answer, server_message
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class _Endpoint:
     down_until: float = 0.0
 
 
-class ServerClient:
+class ServerClient(Held):
     """Asks an OpenAI-compatible server for vectors, exactly as it is told to.
 
     `base_url` ends as the server's documentation says, mostly in "/v1"; of several, given as a
@@ -61,10 +62,8 @@ class ServerClient:
         retry_s: float = 60.0,
         max_connections: int = 32,
     ) -> None:
-        try:
+        with needs("httpx", extra="remote"):
             import httpx
-        except ImportError as error:
-            raise MissingDependencyError("httpx", extra="remote", reason=error) from error
 
         if timeout_s <= 0 or retry_s < 0:
             raise ConfigError(
@@ -112,12 +111,6 @@ class ServerClient:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
-
-    def __enter__(self) -> ServerClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"ServerClient({', '.join(self.base_urls)!r}, model={self.model!r})"

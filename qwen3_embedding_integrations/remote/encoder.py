@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -18,15 +18,13 @@ from ..core.config import (
     EncoderConfig,
     RemoteOptions,
     check_choice,
-    check_instruction,
     check_range,
     split_urls,
 )
-from ..core.prompts import END_TOKEN, query_prompt
-from ..core.streaming import WINDOW, stream_windows
+from ..core.prompts import END_TOKEN
 from ..core.texts import MAX_NAMED, InputRules, check_texts
 from ..errors import ConfigError, InputError, NonFiniteOutputError, RemoteError
-from ..handle import Held
+from ..handle import TextEncoder
 from ..progress import watch
 from .answers import Answer, Vectors
 from .channel import Call, Channel
@@ -40,7 +38,7 @@ MAX_REQUESTS = 8
 UNIT = 1e-5  # a length this near to 1 is a rounding of float32: the vector is left as it was sent
 
 
-class RemoteEncoder(Held):
+class RemoteEncoder(TextEncoder[Call]):
     """Qwen3-Embedding on a server (SGLang, vLLM, TEI, Infinity, Ollama, our own): unit vectors.
 
     The same methods as `Qwen3Encoder`, from any thread or event loop, without torch. Queries get
@@ -109,28 +107,6 @@ class RemoteEncoder(Held):
         options = {k: v for k, v in config.portable().items() if k not in {"model", "base_url"}}
         return cls(config.base_url or "", model=config.model, **settings, **options)
 
-    def encode_queries(
-        self,
-        queries: Sequence[str],
-        *,
-        instruction: str | None = None,
-        show_progress: bool | None = None,
-    ) -> Vectors:
-        """Return one unit vector per query, (N, dimensions) float32, in the order given.
-
-        Raises InputError for a text that cannot be encoded, RemoteError when the server fails or
-        answers what cannot be, NonFiniteOutputError for NaN.
-        """
-        return self._result(
-            self._submit(queries, "queries", self._prompt(instruction)), show_progress
-        )
-
-    def encode_documents(
-        self, documents: Sequence[str], *, show_progress: bool | None = None
-    ) -> Vectors:
-        """Return one unit vector per document, (N, dimensions) float32, in the order given."""
-        return self._result(self._submit(documents, "documents"), show_progress)
-
     async def aencode_queries(
         self, queries: Sequence[str], *, instruction: str | None = None
     ) -> Vectors:
@@ -140,22 +116,6 @@ class RemoteEncoder(Held):
     async def aencode_documents(self, documents: Sequence[str]) -> Vectors:
         """Return what `encode_documents` returns, without blocking the event loop."""
         return await self._aresult(documents, "documents")
-
-    def stream_documents(
-        self, documents: Iterable[str], *, window: int = WINDOW
-    ) -> Iterator[Vectors]:
-        """Yield the vectors of any iterable, window by window, each (up to `window`, dimensions).
-
-        While you use one window, the next is encoded; no more than two are held. A text that
-        cannot be encoded raises InputError with its index in the whole stream.
-        """
-        return stream_windows(
-            documents,
-            window,
-            submit=lambda texts, first: self._submit(texts, "documents", first_index=first),
-            result=self._result,
-            cancel=lambda call: call.future.cancel(),
-        )
 
     def count_tokens(self, document: str) -> int:
         """Return how many tokens the server read for a document, asking it."""
@@ -232,11 +192,6 @@ class RemoteEncoder(Held):
     def __repr__(self) -> str:
         return f"RemoteEncoder({self.config.base_url!r}, model={self.config.model!r})"
 
-    def _prompt(self, instruction: str | None) -> str:
-        if instruction is not None:
-            check_instruction(instruction)
-        return query_prompt(self.config.instruction if instruction is None else instruction)
-
     def _connected(self) -> Channel:
         if self._channel.is_of_parent and not self._channel.is_closed:
             self._channel = Channel(self._open(), self._settings["max_requests"])
@@ -271,13 +226,16 @@ class RemoteEncoder(Held):
             call.future.set_result(np.empty((0, self.dimensions), np.float32))
         return channel.submit(call)
 
-    def _result(self, call: Call, show_progress: bool | None = False) -> Vectors:
-        num_texts = call.parts[-1].stop if call.parts else 0
+    def _result(self, job: Call, show_progress: bool | None = False) -> Vectors:
+        num_texts = job.parts[-1].stop if job.parts else 0
         try:
-            watch(call.future, lambda: call.num_done, num_texts, show_progress)
-            return call.future.result()
+            watch(job.future, lambda: job.num_done, num_texts, show_progress)
+            return job.future.result()
         finally:
-            call.future.cancel()  # Ctrl-C: what was not sent yet is not wanted any more
+            job.future.cancel()  # Ctrl-C: what was not sent yet is not wanted any more
+
+    def _cancel(self, job: Call) -> None:
+        job.future.cancel()
 
     async def _aresult(self, texts: Sequence[str], word: str, prompt: str = "") -> Vectors:
         future = Future[Vectors]()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingDependencyError
+from ..errors import needs
 
 if TYPE_CHECKING:
     from .app import create_app
@@ -19,9 +19,5 @@ _HOMES = {"create_app": "app", "ServedModel": "config", "ServerConfig": "config"
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    with needs("fastapi", extra="server"):
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    except MissingDependencyError:
-        raise
-    except ImportError as error:
-        raise MissingDependencyError("fastapi", extra="server", reason=error) from error

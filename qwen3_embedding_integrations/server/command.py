@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.config import DEFAULT_MODEL, EncoderConfig, RerankerConfig
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError, needs
+from ..options import MACHINE, Options, given, takes
 from .config import ServedModel, ServerConfig
 
 if TYPE_CHECKING:
@@ -34,10 +35,6 @@ LIBRARY_SETTINGS = {
     "LRU_CACHE_CAPACITY": "128",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
 }
-MODEL_OPTIONS = (
-    "device", "dtype", "quantization", "lora", "instruction", "max_length", "on_too_long",
-    "max_batch_tokens", "max_queue_tokens",
-)  # fmt: skip
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 ModelOption = Annotated[
@@ -58,21 +55,15 @@ KeepAliveOption = Annotated[
 KeyFileOption = Annotated[
     Path | None, typer.Option(help=f"API keys, one a line; or {API_KEYS}, with commas.")
 ]
-InstructionOption = Annotated[str | None, typer.Option(help="What queries are for.")]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda, cuda:N, cuda:all.")]
-DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-QuantizationOption = Annotated[str | None, typer.Option(help="int8 on a CPU, fp8 on CUDA.")]
-LoraOption = Annotated[str | None, typer.Option(help="The served model's LoRA adapter.")]
-TooLongOption = Annotated[
-    str | None, typer.Option("--on-too-long", help="truncate (default) or error.")
-]
 MaxBatchOption = Annotated[
     int | None, typer.Option(help="Tokens of a forward: fewer, and queries wait less for bulk.")
 ]
 MaxQueueOption = Annotated[int, typer.Option(help="Tokens that may wait; more get a 429.")]
 
 
+@takes(*MACHINE, "lora", "instruction", "max_length", on_too_long="truncate (default) or error.")
 def serve(
+    options: Options,
     model: ModelOption = None,
     reranker: RerankerOption = None,
     alias: AliasOption = None,
@@ -80,13 +71,6 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     keep_alive: KeepAliveOption = None,
     api_key_file: KeyFileOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quantization: QuantizationOption = None,
-    lora: LoraOption = None,
-    instruction: InstructionOption = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a text at most.")] = None,
-    on_too_long: TooLongOption = None,
     max_batch_tokens: MaxBatchOption = None,
     max_queue_tokens: MaxQueueOption = MAX_QUEUE_TOKENS,
     max_body_mb: Annotated[float, typer.Option(help="Size of a body.")] = 8.0,
@@ -96,8 +80,7 @@ def serve(
     drain: Annotated[int, typer.Option(min=0, help="Seconds to finish at SIGTERM.")] = 30,
 ) -> None:
     """Serve /v1/embeddings as OpenAI does and /v1/rerank as Cohere does."""
-    given = {name: value for name, value in locals().items() if value is not None}
-    options = {name: given[name] for name in MODEL_OPTIONS if name in given}
+    options |= given(locals(), "max_batch_tokens", "max_queue_tokens")
     config = ServerConfig(
         api_keys=read_keys(api_key_file),
         keep_alive_s=keep_alive,
@@ -166,12 +149,10 @@ def run(
     """Serve until SIGTERM or Ctrl-C. Raises what the first load of a model raises."""
     for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    try:
+    with needs("fastapi", extra="server"):
         import uvicorn
 
         from .app import create_app
-    except ImportError as error:
-        raise MissingDependencyError("fastapi", extra="server", reason=error) from error
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:

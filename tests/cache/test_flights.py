@@ -10,15 +10,32 @@ import pytest
 
 from qwen3_embedding_integrations import CachedEncoder
 from qwen3_embedding_integrations.cache.flights import Flights, Way
+from qwen3_embedding_integrations.contract import Vectors
 from tests.cache.encoders import PATIENCE_S, HashEncoder, true_vectors, wait_until
 
 NUM_CALLERS = 24
+Task = asyncio.Task[Vectors]
 
 
 def num_looked(cached: CachedEncoder) -> int:
     """Return how many texts were looked for in the first store."""
     store = cached.stats().stores[0]
     return store.hits + store.misses
+
+
+async def ten_callers() -> tuple[HashEncoder, Task, list[Task], Task]:
+    """Return an encoder that is held, the call that it is at, and nine that look for its text."""
+    encoder = HashEncoder()
+    encoder.gate.clear()
+    cached = CachedEncoder(encoder)
+    leader = asyncio.create_task(cached.aencode_documents(["a"]))
+    while encoder.num_calls == 0:
+        await asyncio.sleep(0.001)
+    waiters = [asyncio.create_task(cached.aencode_documents(["a"])) for _ in range(8)]
+    thread = asyncio.create_task(asyncio.to_thread(cached.encode_documents, ["a"]))
+    while num_looked(cached) < 10:
+        await asyncio.sleep(0.001)
+    return encoder, leader, waiters, thread
 
 
 async def test_threads_and_coroutines_wait_for_one() -> None:
@@ -129,16 +146,7 @@ def test_all_of_many_that_fail_get_their_error_soon() -> None:
 
 async def test_a_caller_that_leaves_does_not_poison_those_that_wait() -> None:
     """The coroutine that encodes is cancelled, and one that waits: the others get the vector."""
-    encoder = HashEncoder()
-    encoder.gate.clear()
-    cached = CachedEncoder(encoder)
-    leader = asyncio.create_task(cached.aencode_documents(["a"]))
-    while encoder.num_calls == 0:
-        await asyncio.sleep(0.001)
-    waiters = [asyncio.create_task(cached.aencode_documents(["a"])) for _ in range(8)]
-    thread = asyncio.create_task(asyncio.to_thread(cached.encode_documents, ["a"]))
-    while num_looked(cached) < 10:
-        await asyncio.sleep(0.001)
+    encoder, leader, waiters, thread = await ten_callers()
     waiters[0].cancel()
     leader.cancel()
     outcomes = await asyncio.gather(leader, waiters[0], return_exceptions=True)
@@ -151,16 +159,7 @@ async def test_a_caller_that_leaves_does_not_poison_those_that_wait() -> None:
 
 async def test_a_waiter_that_leaves_takes_nothing_from_the_others() -> None:
     """One of those that wait is cancelled: the others go on waiting, and nothing is done twice."""
-    encoder = HashEncoder()
-    encoder.gate.clear()
-    cached = CachedEncoder(encoder)
-    leader = asyncio.create_task(cached.aencode_documents(["a"]))
-    while encoder.num_calls == 0:
-        await asyncio.sleep(0.001)
-    waiters = [asyncio.create_task(cached.aencode_documents(["a"])) for _ in range(8)]
-    thread = asyncio.create_task(asyncio.to_thread(cached.encode_documents, ["a"]))
-    while num_looked(cached) < 10:
-        await asyncio.sleep(0.001)
+    encoder, leader, waiters, thread = await ten_callers()
     await asyncio.sleep(0.05)  # from having looked to waiting
     waiters[0].cancel()
     await asyncio.gather(waiters[0], return_exceptions=True)

@@ -32,6 +32,7 @@ from tests.core.test_engine import (
     Device,
     assert_all_answered,
     assert_answers,
+    assert_each_its_own,
     in_threads,
     random_texts,
     text,
@@ -113,16 +114,7 @@ def test_any_calls_on_any_number_of_devices(calls, budget, num_devices):
     """Whatever the lengths, the budget and the number of devices: every call its own rows."""
     devices = [AsyncDevice(room=60 + 10 * i) for i in range(num_devices)]
     engine = Engine([Runner(device, "cpu", budget, 2) for device in devices], width=WIDTH)
-    try:
-        batches = [
-            [np.full(n, 100 * i + j, np.int32) for j, n in enumerate(lengths)]
-            for i, lengths in enumerate(calls)
-        ]
-        submitted = [engine.submit(texts) for texts in batches]
-        for call, texts in zip(submitted, batches, strict=True):
-            assert_answers(call, texts)
-    finally:
-        engine.close()
+    assert_each_its_own(engine, calls)
 
 
 def test_a_bulk_call_runs_on_all_devices_at_once(engines):

@@ -148,6 +148,20 @@ def assert_own_rows(vectors: np.ndarray, texts, prefix_ids=()) -> None:
     assert not wrong, f"{len(wrong)} of {len(texts)} rows are another text's, first {wrong[0]}"
 
 
+def assert_each_its_own(engine, calls) -> None:
+    """Assert that calls of texts so long get their own rows, and close the engine."""
+    try:
+        batches = [
+            [np.full(n, 100 * i + j, np.int32) for j, n in enumerate(lengths)]
+            for i, lengths in enumerate(calls)
+        ]
+        submitted = [engine.submit(texts) for texts in batches]
+        for call, texts in zip(submitted, batches, strict=True):
+            assert_answers(call, texts)
+    finally:
+        engine.close()
+
+
 def assert_answers(call, texts, prefix_ids=()) -> None:
     """Assert that the call is answered, with its own rows."""
     assert_own_rows(call.future.result(TIMEOUT_S), texts, prefix_ids)
@@ -211,16 +225,7 @@ def test_any_calls_at_any_budget_get_their_own_rows(calls, budget, room, max_in_
     """Whatever the lengths, the budget, the room and the depth: every call gets its own rows."""
     device = AsyncDevice(room)
     engine = engine_of(device, budget, max_in_flight)
-    try:
-        batches = [
-            [np.full(n, 100 * i + j, np.int32) for j, n in enumerate(lengths)]
-            for i, lengths in enumerate(calls)
-        ]
-        submitted = [engine.submit(texts) for texts in batches]
-        for call, texts in zip(submitted, batches, strict=True):
-            assert_answers(call, texts)
-    finally:
-        engine.close()
+    assert_each_its_own(engine, calls)
 
 
 def test_a_narrower_width_is_cut_and_made_unit_again(engines):

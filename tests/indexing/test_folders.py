@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -45,17 +45,6 @@ def files(tmp_path: Path) -> Path:
     write(folder / "deep" / "page.html", "<title>Page</title><h1>Water</h1><p>It boils.</p>")
     write(folder / "deep" / "deeper" / "note.md", "A note.\n")
     return folder
-
-
-@pytest.fixture(params=["chroma", "qdrant"])
-def sink(request: pytest.FixtureRequest, tmp_path: Path, tiny: Qwen3Encoder) -> Iterator[Sink]:
-    with open_sink(request.param, tmp_path / "store", tiny) as one:
-        yield one
-
-
-@pytest.fixture
-def encoder(tiny: Qwen3Encoder) -> Counting:
-    return Counting(tiny)
 
 
 def write(path: Path, text: str) -> None:

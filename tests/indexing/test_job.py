@@ -23,23 +23,10 @@ from qwen3_embedding_integrations import (
 from qwen3_embedding_integrations.chroma import ChromaStore, open_collection
 from qwen3_embedding_integrations.documents import Document, Gone, Known, Unreadable
 from qwen3_embedding_integrations.rows import Sink
-from tests.stores import Counting, held_by, make_documents, open_sink
+from tests.stores import Counting, held_by, make_documents
 
 # As in the README: the ids that users may rely on.
 NAMESPACE = uuid.UUID("d0a1f5a4-6c1b-5d7e-9f43-0a8f2a6b7c55")
-
-
-@pytest.fixture(params=["chroma", "qdrant"])
-def sink(request: pytest.FixtureRequest, tmp_path: Path, tiny: Qwen3Encoder) -> Iterator[Sink]:
-    """Yield an empty collection of each store."""
-    with open_sink(request.param, tmp_path / "store", tiny) as one:
-        yield one
-
-
-@pytest.fixture
-def encoder(tiny: Qwen3Encoder) -> Counting:
-    """Return an encoder that notes what it encodes."""
-    return Counting(tiny)
 
 
 def test_rows_are_what_a_loop_would_write(sink: Sink, tiny: Qwen3Encoder) -> None:

@@ -289,7 +289,6 @@ async def a_retriever(store: SearchStore, encoder: Encoder, reranker: Reranker) 
     with KeywordIndex("keywords.db") as keywords:
         keywords.write(["1"], ["a text"])
         assert_type(keywords.search("a", 5, offset=5), list[tuple[str, float]])
-        assert_type(keywords.is_current(["1"], ["a text"]), list[bool])
         retriever = Qwen3Retriever(store, encoder, keywords=keywords, reranker=reranker)
         assert_type(retriever.search("a", limit=5, where={"year": [2020]}), list[Hit])
         assert_type(await retriever.asearch("a", instruction="Find the law"), list[Hit])

@@ -42,6 +42,13 @@ settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the kernels of a CPU compiled once, before several processes would each."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        for arithmetic in ({"quantization": "int8"}, {"dtype": "auto"}):
+            Qwen3Encoder(EncoderConfig.from_options("tiny", device="cpu", **arithmetic)).close()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run, with the reason."""
     needs = {

@@ -35,7 +35,7 @@ STAGES = {
 }
 REST = "norms, quantise, SwiGLU, residuals"
 TOKENISE = "tokenise"
-COMPILED = "compiled int8 layers, Python"  # all that torch has no part in
+COMPILED = "compiled layers, Python"  # all that torch has no part in
 NUM_TRIES = 5
 
 Reply = dict[str, Any]

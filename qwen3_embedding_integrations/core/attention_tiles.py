@@ -19,7 +19,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .row_tiles import ZEROS, exp2, load, loop, multiply_add, sum_lanes
+from .row_tiles import ZEROS, exp2, load, loop, multiply_add, store, sum_lanes
 from .tiles import F32, FLOATS, I32, I64, INTS, LANES, add, pointer, repeat
 
 QUERIES, KEYS = 4, 4  # of a tile of scores: their products are 16 sums, in 16 registers
@@ -93,7 +93,7 @@ def value_tile(
         before = [load(builder, place) for place in outs]
         sums = loop(builder, builder.shl(num_keys, I64(2)), 4, before, step)
         for place, total in zip(outs, sums, strict=True):
-            builder.store(total, pointer(builder, place, FLOATS), align=4)
+            store(builder, total, place)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 7), generate
@@ -101,14 +101,9 @@ def value_tile(
 
 @intrinsic
 def soften(
-    typingctx: Any,
-    scores: Any,
-    stride: Any,
-    num_seen: Any,
-    num_scores: Any,
-    scale: Any,
+    typingctx: Any, scores: Any, stride: Any, num_seen: Any, num_scores: Any, scale: Any,
     totals: Any,
-) -> Any:
+) -> Any:  # fmt: skip
     """Make weights of QUERIES rows of scores: exp(scale * (score - the row's largest)).
 
     The first row sees `num_seen` scores, each further one a score more; the others' weights are 0.
@@ -119,42 +114,23 @@ def soften(
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         scores, stride, num_seen, num_scores, scale, totals = given
         size = builder.shl(num_scores, I64(2))
-        lowest = repeat(builder, F32(float("-inf")), FLOATS)
-        lanes = ir.Constant(INTS, list(range(LANES)))
         rows = [add(builder, scores, builder.mul(stride, I64(row))) for row in range(QUERIES)]
-        seen = [
-            repeat(builder, builder.trunc(builder.add(num_seen, I64(row)), I32), INTS)
-            for row in range(QUERIES)
-        ]
-
-        def read(offset: Any) -> list[Any]:
-            first = repeat(builder, builder.trunc(builder.lshr(offset, I64(2)), I32), INTS)
-            numbers = builder.add(first, lanes)
-            return [
-                builder.select(
-                    builder.icmp_signed("<", numbers, limit),
-                    load(builder, add(builder, row, offset)),
-                    lowest,
-                )
-                for row, limit in zip(rows, seen, strict=True)
-            ]
+        seen = [_ints(builder, builder.add(num_seen, I64(row))) for row in range(QUERIES)]
+        factor = repeat(builder, builder.fmul(scale, F32(1 / math.log(2))), FLOATS)
 
         def find(offset: Any, found: Sequence[Any]) -> list[Any]:
-            pairs = zip(read(offset), found, strict=True)
-            return [
-                builder.select(builder.fcmp_ordered(">", new, old), new, old) for new, old in pairs
-            ]
+            pairs = zip(_read_seen(builder, rows, seen, offset), found, strict=True)
+            return [builder.select(builder.fcmp_ordered(">", x, y), x, y) for x, y in pairs]
 
-        found = loop(builder, size, 4 * LANES, [lowest] * QUERIES, find)
+        found = loop(builder, size, 4 * LANES, [_lowest(builder)] * QUERIES, find)
         peaks = [repeat(builder, _largest_lane(builder, one), FLOATS) for one in found]
-        factor = repeat(builder, builder.fmul(scale, F32(1 / math.log(2))), FLOATS)
 
         def exponentiate(offset: Any, sums: Sequence[Any]) -> list[Any]:
             new: list[Any] = []
-            for row, values, peak, total in zip(rows, read(offset), peaks, sums, strict=True):
+            read = _read_seen(builder, rows, seen, offset)
+            for row, values, peak, total in zip(rows, read, peaks, sums, strict=True):
                 power = exp2(builder, builder.fmul(builder.fsub(values, peak), factor))
-                place = pointer(builder, add(builder, row, offset), FLOATS)
-                builder.store(power, place, align=4)
+                store(builder, power, add(builder, row, offset))
                 new.append(builder.fadd(total, power))
             return new
 
@@ -163,10 +139,28 @@ def soften(
             builder.store(sum_lanes(builder, sums), place, align=4)
         return context.get_dummy_value()
 
-    signature = types.void(
-        types.intp, types.intp, types.int64, types.int64, types.float32, types.intp
-    )
-    return signature, generate
+    return types.void(*[types.intp] * 4, types.float32, types.intp), generate
+
+
+def _read_seen(builder: Any, rows: list[Any], seen: list[Any], offset: Any) -> list[Any]:
+    """Return a vector of each row's scores, those that it does not see the lowest there is."""
+    lanes = ir.Constant(INTS, list(range(LANES)))
+    numbers = builder.add(_ints(builder, builder.lshr(offset, I64(2))), lanes)
+    read: list[Any] = []
+    for row, limit in zip(rows, seen, strict=True):
+        is_seen = builder.icmp_signed("<", numbers, limit)
+        values = load(builder, add(builder, row, offset))
+        read.append(builder.select(is_seen, values, _lowest(builder)))
+    return read
+
+
+def _lowest(builder: Any) -> Any:
+    return repeat(builder, F32(float("-inf")), FLOATS)
+
+
+def _ints(builder: Any, number: Any) -> Any:
+    """Return a vector of an int64 that is an int32."""
+    return repeat(builder, builder.trunc(number, I32), INTS)
 
 
 def _rows(builder: Any, first: Any, stride: Any, num_rows: Any, size: int) -> list[Any]:

@@ -170,17 +170,8 @@ class FusedDense:
         if not may_replace:
             return behind_prefix(self._crew.over_heads(attention))
 
-        def attend(
-            q: torch.Tensor,
-            k: torch.Tensor,
-            v: torch.Tensor,
-            segments: Segments,
-            prefix: torch.Tensor | None,
-        ) -> torch.Tensor:
-            del prefix  # known to the forward
-            return self._crew.forward.attend(q, k, v, segments)
-
-        return attend
+        # The prefix is known to the forward.
+        return lambda q, k, v, segments, _: self._crew.forward.attend(q, k, v, segments)
 
     def _matrix(self, num_outputs: int, num_inputs: int) -> Matrix:
         num_layers, is_int8 = self.architecture.num_layers, self.dtype == torch.int8

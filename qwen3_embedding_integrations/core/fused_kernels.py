@@ -42,7 +42,7 @@ class Matrix(NamedTuple):
     """A projection of every layer."""
 
     kind: Any  # a number of the weights' type: int8, or uint16 for the bits of bfloat16
-    values: Any  # (L, N / LANES, depth, BLOCK_BYTES) int8 or uint8, see `pack_blocks`
+    values: Any  # (L, N / LANES, depth, BLOCK_BYTES) int8: the bytes, see `pack_blocks`
     offset: Any  # (L, N) int32: what the zero point adds to each output; of int8 alone
     scale: Any  # (L, N) float32; of int8 alone
 

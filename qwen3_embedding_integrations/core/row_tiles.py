@@ -40,8 +40,7 @@ def weigh_row(typingctx: Any, values: Any, weight: Any, size: Any, out: Any) -> 
 
         def weigh(offset: Any, sums: Sequence[Any]) -> list[Any]:
             own, factors = (load(builder, add(builder, at, offset)) for at in (values, weight))
-            place = pointer(builder, add(builder, out, offset), FLOATS)
-            builder.store(builder.fmul(own, factors), place, align=4)
+            store(builder, builder.fmul(own, factors), add(builder, out, offset))
             return [multiply_add(builder, own, own, sums[0])]
 
         [sums] = loop(builder, size, 4 * LANES, [ZEROS], weigh)
@@ -159,8 +158,7 @@ def turn(
                 (multiply_add(builder, minus, s, builder.fmul(x, c)), low),
                 (multiply_add(builder, x, s, builder.fmul(y, c)), high),
             ):
-                place = pointer(builder, add(builder, out, at), FLOATS)
-                builder.store(value, place, align=4)
+                store(builder, value, add(builder, out, at))
             return []
 
         loop(builder, half, 4 * LANES, [], rotate)
@@ -228,8 +226,7 @@ def write(builder: Any, size: Any, values: Callable[[Any], Any], out: Any) -> No
     """Write values(offset) to `out`, `size` bytes of float32."""
 
     def step(offset: Any, nothing: Sequence[Any]) -> list[Any]:
-        place = pointer(builder, add(builder, out, offset), FLOATS)
-        builder.store(values(offset), place, align=4)
+        store(builder, values(offset), add(builder, out, offset))
         return []
 
     loop(builder, size, 4 * LANES, [], step)
@@ -268,13 +265,18 @@ def load(builder: Any, address: Any) -> Any:
     return builder.load(pointer(builder, address, FLOATS), align=4)
 
 
+def store(builder: Any, vector: Any, address: Any) -> None:
+    """Write a vector of float32 to the address."""
+    builder.store(vector, pointer(builder, address, FLOATS), align=4)
+
+
 def multiply_add(builder: Any, x: Any, y: Any, total: Any) -> Any:
     """Return x * y + total."""
     return builder.fadd(total, builder.fmul(x, y, flags=FUSED), flags=FUSED)
 
 
 def exp2(builder: Any, t: Any) -> Any:
-    """Return 2 to the power of t <= 0; exactly 0 below LOWEST."""
+    """Return 2 to the power of t, at most 128, which is inf; exactly 0 at LOWEST and below."""
     lowest = repeat(builder, F32(LOWEST), FLOATS)
     t = builder.select(builder.fcmp_unordered("<", t, lowest), lowest, t)
     of = ir.FunctionType(FLOATS, [FLOATS])

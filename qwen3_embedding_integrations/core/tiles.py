@@ -92,7 +92,7 @@ def _make_tile(num_rows: int, num_blocks: int, ahead: int) -> Any:
 def _write_tile(
     builder: Any, given: Any, num_rows: int, num_blocks: int, ahead: int, *, is_int8: bool
 ) -> None:
-    x, weight, stride, depth, out, out_stride, offset, scale, row_scale = given
+    x, weight, stride, depth = given[:4]
     name = "avx512.vpdpbusd" if is_int8 else "avx512bf16.dpbf16ps"
     inputs, total, zero = (BYTES, INTS, 0) if is_int8 else (HALVES, FLOATS, 0.0)
     of = ir.FunctionType(total, [total, inputs, inputs])
@@ -128,9 +128,17 @@ def _write_tile(
         sums[cell].add_incoming(new[cell], loop)
     builder.cbranch(builder.icmp_signed("<", following, depth), loop, end)
     builder.position_at_end(end)
+    _store_tile(builder, given[4:], new, num_rows, num_blocks, is_int8=is_int8)
+
+
+def _store_tile(
+    builder: Any, given: Any, sums: Any, num_rows: int, num_blocks: int, *, is_int8: bool
+) -> None:
+    """Write what a tile's sums stand for."""
+    out, out_stride, offset, scale, row_scale = given
     for block in range(num_blocks):
         at = I64(4 * LANES * block)
-        values = [new[row, block] for row in range(num_rows)]
+        values = [sums[row, block] for row in range(num_rows)]
         if is_int8:
             less = builder.load(pointer(builder, add(builder, offset, at), INTS), align=4)
             factor = builder.load(pointer(builder, add(builder, scale, at), FLOATS), align=4)
